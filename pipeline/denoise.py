@@ -1,0 +1,112 @@
+"""The denoising loop: schedule, guidance, steps. It takes conditions and noise and gives latents."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.conditioning import Conditions, Texts, TextStates
+from pipeline.transformer import VideoAsPromptTransformer3DModel
+
+
+@dataclass
+class DenoisingStep:
+    """One finished step: `index` counts from 0; latents (B, z, T, h, w), float32, after it.
+
+    Whoever receives it may put other latents in their place; the loop goes on with those.
+    """
+
+    index: int
+    total: int
+    timestep: Tensor
+    latents: Tensor
+
+
+def prepare_scheduler(scheduler: Any, num_inference_steps: int, device: torch.device) -> Any:
+    """Give a fresh scheduler like the given one, its timesteps set by the schedule the model was published with.
+
+    Schedulers keep state, so each run has its own. UniPC changed its flow schedule after diffusers 0.34, with which the
+    model was published: unshifted sigmas ran from 0.999 to 0.999 / n there. Given by hand, they are taken as they are,
+    and the scheduler applies its shift. The expression is the old one to the letter, since timesteps are truncated.
+    """
+    scheduler = type(scheduler).from_config(scheduler.config)
+    if scheduler.config.get("use_flow_sigmas") and "sigmas" in _parameters(scheduler.set_timesteps):
+        last = 1 / scheduler.config.num_train_timesteps
+        sigmas = np.flip(1 - np.linspace(1, last, num_inference_steps + 1))[:-1].copy()
+        scheduler.set_timesteps(sigmas=sigmas, device=device)
+    else:
+        scheduler.set_timesteps(num_inference_steps, device=device)
+    return scheduler
+
+
+def _parameters(function: Any) -> tuple[str, ...]:
+    return function.__code__.co_varnames[: function.__code__.co_argcount]
+
+
+def apply_guidance(noise_pred: Tensor, noise_uncond: Tensor, guidance_scale: float) -> Tensor:
+    """Push the prediction away from the unconditional one.
+
+    noise_pred, noise_uncond: (B, z, T, h, w), float32. Source: Imagen, arXiv:2205.11487, eq. 2, where the scale is w.
+    """
+    return noise_uncond + guidance_scale * (noise_pred - noise_uncond)
+
+
+def denoise(
+    transformer: VideoAsPromptTransformer3DModel,
+    scheduler: Any,
+    conditions: Conditions,
+    latents: Tensor,
+    guidance_scale: float,
+) -> Iterator[DenoisingStep]:
+    """Denoise step by step, giving the latents after each.
+
+    scheduler: with its timesteps set, used by this run alone.
+    conditions: without `negative` there is no guidance.
+    latents: (B, z, T, h, w), float32, standard normal noise.
+    """
+    total = len(scheduler.timesteps)
+    for index, timestep in enumerate(scheduler.timesteps):
+        noise_pred = _predict(transformer, conditions, conditions.positive, latents, timestep)
+        if conditions.negative is not None:
+            noise_uncond = _predict(transformer, conditions, conditions.negative, latents, timestep)
+            noise_pred = apply_guidance(noise_pred, noise_uncond, guidance_scale)
+        latents = scheduler.step(noise_pred, timestep, latents, return_dict=False)[0]
+        step = DenoisingStep(index, total, timestep, latents)
+        yield step
+        latents = step.latents
+
+
+def _predict(
+    transformer: VideoAsPromptTransformer3DModel,
+    conditions: Conditions,
+    texts: Texts,
+    latents: Tensor,
+    timestep: Tensor,
+) -> Tensor:
+    """Predict the velocity at `latents`, in float32: some schedulers return the prediction's type, and latents must
+    not lose precision from step to step.
+    """
+    batch, dtype = latents.shape[0], transformer.dtype
+
+    def spread(tensor: Tensor) -> Tensor:
+        return tensor.to(latents.device, dtype).expand(batch, *tensor.shape[1:])
+
+    def counts(text: TextStates) -> Tensor:
+        return text.row_counts.to(latents.device).expand(batch, -1)
+
+    with transformer.cache_context("cond" if texts is conditions.positive else "uncond"):
+        return transformer(
+            hidden_states=torch.cat([latents.to(dtype), spread(conditions.condition_latents)], dim=1),
+            timestep=timestep.expand(batch),
+            encoder_hidden_states=spread(texts.target.states),
+            encoder_hidden_states_image=spread(conditions.image_embeds),
+            reference_hidden_states=spread(conditions.reference_latents),
+            reference_encoder_hidden_states=spread(texts.reference.states),
+            reference_encoder_hidden_states_image=spread(conditions.reference_image_embeds),
+            text_row_counts=counts(texts.target),
+            reference_text_row_counts=counts(texts.reference),
+            return_dict=False,
+        )[0].float()

@@ -1,0 +1,461 @@
+"""The Wan2.1 image-to-video transformer with the Video-As-Prompt reference expert.
+
+Two streams of tokens go through the blocks. The **target** is the noisy video being made; the **reference** is the
+clean clip whose effect is wanted. Some blocks hold a second set of weights, the expert, for the reference, and join
+both streams in one self-attention; all other blocks know the target only. Source: arXiv:2510.20888. The attributes
+ending in `_mot_ref` are spelled as in the released checkpoint, so that its keys load without a map.
+
+Shapes: B batch; T, h, w latent frames, height, width; S = T * (h / 2) * (w / 2) tokens of a stream;
+d = heads * head_dim.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.transformers.transformer_wan import (
+    WanAttention,
+    WanTimeTextImageEmbedding,
+    WanTransformer3DModel,
+    WanTransformerBlock,
+)
+from diffusers.utils import apply_lora_scale
+from torch import Tensor, nn
+
+REFERENCE_TIMESTEP = 1  # the reference is never noised; training gave it the schedule's last timestep
+ROTARY_THETA = 10_000.0
+
+
+class RotaryTable(NamedTuple):
+    """Rotation of every token: cosine and sine, each (1, S, 1, head_dim / 2), float32; time, rows, columns in turn."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Context(NamedTuple):
+    """What cross-attention reads: embedded image (B, m, d) and text (B, n, d).
+
+    text_bias: (B, 1, 1, n), added to the text's attention logits, or None. See `fold_padding`.
+    """
+
+    image: Tensor
+    text: Tensor
+    text_bias: Tensor | None
+
+
+class StreamConditions(NamedTuple):
+    """All that steers one stream besides its own tokens.
+
+    time: (B or 1, 6, d), the block modulation before its table is added.
+    """
+
+    context: Context
+    time: Tensor
+    rotary: RotaryTable
+
+
+class ReferenceAttention(NamedTuple):
+    """The reference's part in a joint attention: the expert's projections, its tokens (B, S, d) and their rotation."""
+
+    attn: WanAttention
+    hidden_states: Tensor
+    rotary_emb: RotaryTable
+
+
+def fold_padding(text_states: Tensor, total_rows: int) -> tuple[Tensor, Tensor]:
+    """Stand in for the zero rows that pad a text to `total_rows` by a single one, counted that many times.
+
+    Equal rows give equal keys and values, so m of them weigh in a softmax like one with log(m) added to its logit.
+    text_states: (B, n, text_dim) without padding, n <= total_rows.
+    Returns the states (B, n + 1, text_dim) and the row counts (B, n + 1) that `VideoAsPromptTransformer3DModel` takes.
+    """
+    batch, rows, width = text_states.shape
+    states = torch.cat([text_states, text_states.new_zeros(batch, 1, width)], dim=1)
+    counts = torch.ones(batch, rows + 1, device=text_states.device)
+    counts[:, -1] = total_rows - rows
+    return states, counts
+
+
+def rotate(states: Tensor, table: RotaryTable) -> Tensor:
+    """Turn neighbouring pairs of each head, (B, S, heads, head_dim), by the table's angles.
+
+    Source: arXiv:2104.09864, eq. 34.
+    """
+    first, second = states.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((first * table.cos - second * table.sin, first * table.sin + second * table.cos), dim=-1)
+    return turned.flatten(-2).type_as(states)
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotary tables for a latent grid. A head's numbers are shared out as 2 * (head_dim // 6) each to rows and columns
+    and the rest to time; each axis has its own frequencies, theta^(-2i/n).
+    """
+
+    def __init__(self, head_dim: int, precedes_target: bool = False) -> None:
+        super().__init__()
+        across = 2 * (head_dim // 6)
+        self.axis_dims = (head_dim - 2 * across, across, across)
+        self.precedes_target = precedes_target
+
+    def forward(self, grid: tuple[int, int, int], device: torch.device) -> RotaryTable:
+        """Give the table of a grid of (frames, rows, columns) tokens.
+
+        The target's frames stand at 0, 1, ...; the reference's at -frames, ..., -1, just before them, on the same rows
+        and columns.
+        """
+        starts = (-grid[0] if self.precedes_target else 0, 0, 0)
+        angles = []
+        for axis, (start, length, dim) in enumerate(zip(starts, grid, self.axis_dims, strict=True)):
+            # float64 on the CPU: MPS has no float64, and these few numbers cost nothing there
+            positions = torch.arange(start, start + length, dtype=torch.float64, device="cpu")
+            frequencies = ROTARY_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
+            shape = [1, 1, 1, -1]
+            shape[axis] = length
+            angles.append(torch.outer(positions, frequencies).view(shape).expand(*grid, -1))
+        table = torch.cat(angles, dim=-1).view(1, math.prod(grid), 1, -1)
+        return RotaryTable(table.cos().float().to(device), table.sin().float().to(device))
+
+
+class JointAttnProcessor:
+    """Self-attention of the target, joined with the reference's where one is given."""
+
+    _attention_backend: Any = None  # diffusers' `set_attention_backend` and `enable_parallelism` write these two
+    _parallel_config: Any = None
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: None,
+        attention_mask: None,
+        rotary_emb: RotaryTable,
+        reference: ReferenceAttention | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attend from (B, S, d) to (B, S, d); with a reference, give the pair (target, reference)."""
+        target_qkv = _project(attn, hidden_states, rotary_emb)
+        if reference is None:
+            return _project_out(attn, self._attend(*target_qkv))
+
+        # One softmax over both streams: each sees the other. Tokens are dimension 1.
+        reference_qkv = _project(*reference)
+        joined = [torch.cat(pair, dim=1) for pair in zip(target_qkv, reference_qkv, strict=True)]
+        lengths = [hidden_states.shape[1], reference.hidden_states.shape[1]]
+        target_attended, reference_attended = self._attend(*joined).split(lengths, dim=1)
+        return _project_out(attn, target_attended), _project_out(reference.attn, reference_attended)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return dispatch_attention_fn(
+            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+
+
+class ContextAttnProcessor:
+    """Cross-attention: one query, two sets of keys and values (text, image) whose results are added."""
+
+    _attention_backend: Any = None
+    _parallel_config: Any = None
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Context,
+        attention_mask: None = None,
+        rotary_emb: None = None,
+    ) -> Tensor:
+        """Attend from (B, S, d) to a context, giving (B, S, d)."""
+        context = encoder_hidden_states
+        heads = (attn.heads, -1)
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, heads)
+        text_key = attn.norm_k(attn.to_k(context.text)).unflatten(2, heads)
+        text_value = attn.to_v(context.text).unflatten(2, heads)
+        image_key = attn.norm_added_k(attn.add_k_proj(context.image)).unflatten(2, heads)
+        image_value = attn.add_v_proj(context.image).unflatten(2, heads)
+
+        # Few other backends take an additive bias, and this attention is 2 % of the work.
+        text_backend = self._attention_backend if context.text_bias is None else AttentionBackendName.NATIVE
+        text = dispatch_attention_fn(
+            query, text_key, text_value, attn_mask=_like(context.text_bias, query), backend=text_backend
+        )
+        image = dispatch_attention_fn(query, image_key, image_value, backend=self._attention_backend)
+        return _project_out(attn, text.type_as(query) + image.type_as(query))
+
+
+def _project(attn: WanAttention, hidden_states: Tensor, rotary_emb: RotaryTable) -> tuple[Tensor, Tensor, Tensor]:
+    query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+    key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
+    value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
+    return rotate(query, rotary_emb), rotate(key, rotary_emb), value
+
+
+def _project_out(attn: WanAttention, attended: Tensor) -> Tensor:
+    return attn.to_out[1](attn.to_out[0](attended.flatten(2, 3)))
+
+
+def _like(bias: Tensor | None, states: Tensor) -> Tensor | None:
+    return None if bias is None else bias.type_as(states)
+
+
+class VideoAsPromptBlock(WanTransformerBlock):
+    """A stock Wan block; with an expert, it carries the reference stream along through a second set of weights."""
+
+    def __init__(
+        self,
+        dim: int,
+        ffn_dim: int,
+        num_heads: int,
+        qk_norm: str,
+        cross_attn_norm: bool,
+        eps: float,
+        added_kv_proj_dim: int | None,
+        has_expert: bool,
+    ) -> None:
+        sizes = (dim, ffn_dim, num_heads, qk_norm, cross_attn_norm, eps, added_kv_proj_dim)
+        super().__init__(*sizes)
+        self.has_expert = has_expert
+        self.attn1.set_processor(JointAttnProcessor())
+        self.attn2.set_processor(ContextAttnProcessor())
+        if has_expert:
+            expert = WanTransformerBlock(*sizes)
+            expert.attn2.set_processor(ContextAttnProcessor())
+            for name in ("norm1", "attn1", "norm2", "attn2", "norm3", "ffn"):
+                self.add_module(f"{name}_mot_ref", getattr(expert, name))
+            self.scale_shift_table_mot_ref = expert.scale_shift_table
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        reference_hidden_states: Tensor,
+        target: StreamConditions,
+        reference: StreamConditions,
+    ) -> tuple[Tensor, Tensor]:
+        """Take both streams, (B, S, d) each, one block further. Without an expert the reference stays as it is."""
+        shift, scale, gate, *ffn_modulation = _modulation(self.scale_shift_table, target.time)
+        modulated = _modulate(self.norm1, hidden_states, shift, scale)
+        if not self.has_expert:
+            attended = self.attn1(modulated, None, None, target.rotary)
+            hidden_states = _add_gated(hidden_states, attended, gate)
+            hidden_states = _attend_context(self.norm2, self.attn2, hidden_states, target.context)
+            return _feed_forward(self.norm3, self.ffn, hidden_states, ffn_modulation), reference_hidden_states
+
+        ref_shift, ref_scale, ref_gate, *ref_ffn_modulation = _modulation(
+            self.scale_shift_table_mot_ref, reference.time
+        )
+        attended, ref_attended = self.attn1(
+            modulated,
+            None,
+            None,
+            target.rotary,
+            reference=ReferenceAttention(
+                self.attn1_mot_ref,
+                _modulate(self.norm1_mot_ref, reference_hidden_states, ref_shift, ref_scale),
+                reference.rotary,
+            ),
+        )
+        hidden_states = _add_gated(hidden_states, attended, gate)
+        hidden_states = _attend_context(self.norm2, self.attn2, hidden_states, target.context)
+        hidden_states = _feed_forward(self.norm3, self.ffn, hidden_states, ffn_modulation)
+
+        ref_states = _add_gated(reference_hidden_states, ref_attended, ref_gate)
+        ref_states = _attend_context(self.norm2_mot_ref, self.attn2_mot_ref, ref_states, reference.context)
+        return hidden_states, _feed_forward(self.norm3_mot_ref, self.ffn_mot_ref, ref_states, ref_ffn_modulation)
+
+
+# Norms, modulation, gates and the residual sums of self-attention and feed-forward run in float32, whatever the
+# weights' type, and return to it after each; only cross-attention's residual is added in the weights' type.
+
+
+def _modulation(table: Tensor, time: Tensor) -> tuple[Tensor, ...]:
+    return (table + time.float()).chunk(6, dim=1)
+
+
+def _modulate(norm: nn.Module, states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return (norm(states.float()) * (1 + scale) + shift).type_as(states)
+
+
+def _add_gated(states: Tensor, update: Tensor, gate: Tensor) -> Tensor:
+    return (states.float() + update.float() * gate).type_as(states)
+
+
+def _attend_context(norm: nn.Module, attn: WanAttention, states: Tensor, context: Context) -> Tensor:
+    return states + attn(norm(states.float()).type_as(states), context)
+
+
+def _feed_forward(norm: nn.Module, ffn: nn.Module, states: Tensor, modulation: Sequence[Tensor]) -> Tensor:
+    shift, scale, gate = modulation
+    return _add_gated(states, ffn(_modulate(norm, states, shift, scale)), gate)
+
+
+class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
+    """Stock `WanTransformer3DModel` plus the reference stream, with its own embedders.
+
+    block_idx_with_mot_ref: the blocks that hold an expert. The other arguments are the stock model's.
+
+    The last four arguments stand in the released config, always null; a value other than null is refused.
+    """
+
+    _no_split_modules: ClassVar = ["VideoAsPromptBlock"]
+    _repeated_blocks: ClassVar = ["VideoAsPromptBlock"]
+    # The reference implementation leaves the two `_mot_ref` names in the weights' type, most likely unintended.
+    _keep_in_fp32_modules: ClassVar = [
+        *WanTransformer3DModel._keep_in_fp32_modules,
+        "scale_shift_table_mot_ref",
+        "norm2_mot_ref",
+    ]
+    _cp_plan: ClassVar = None  # the stock plan would split the target's tokens and leave the reference's whole
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        num_attention_heads: int = 40,
+        attention_head_dim: int = 128,
+        in_channels: int = 36,
+        out_channels: int = 16,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 13824,
+        num_layers: int = 40,
+        cross_attn_norm: bool = True,
+        qk_norm: str = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        image_dim: int = 1280,
+        added_kv_proj_dim: int = 5120,
+        rope_max_seq_len: int = 1024,
+        pos_embed_seq_len: None = None,
+        block_idx_with_mot_ref: Sequence[int] = (0, 4, 8, 12, 16, 20, 24, 28, 32, 36),
+        attention_head_dim_mot_ref: None = None,
+        supported_effect_types: None = None,
+        num_ref_embeddings: None = None,
+        reference_train_mode: None = None,
+    ) -> None:
+        unknown = (attention_head_dim_mot_ref, supported_effect_types, num_ref_embeddings, reference_train_mode)
+        if any(value is not None for value in (*unknown, pos_embed_seq_len)):
+            raise ValueError(
+                "This transformer config uses an option of the reference implementation that no released checkpoint "
+                "uses (position embedding of images, reference head size, effect types, reference embeddings or "
+                "reference training mode); set these to null."
+            )
+        # The stock constructor builds the blocks; ours take their place, so it is asked for none.
+        super().__init__(
+            patch_size=tuple(patch_size),
+            num_attention_heads=num_attention_heads,
+            attention_head_dim=attention_head_dim,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            text_dim=text_dim,
+            freq_dim=freq_dim,
+            ffn_dim=ffn_dim,
+            num_layers=0,
+            cross_attn_norm=cross_attn_norm,
+            qk_norm=qk_norm,
+            eps=eps,
+            image_dim=image_dim,
+            added_kv_proj_dim=added_kv_proj_dim,
+            rope_max_seq_len=rope_max_seq_len,
+        )
+        self.register_to_config(num_layers=num_layers, block_idx_with_mot_ref=list(block_idx_with_mot_ref))
+        dim = num_attention_heads * attention_head_dim
+        self.rope = RotaryEmbedding(attention_head_dim)
+        self.rope_mot_ref = RotaryEmbedding(attention_head_dim, precedes_target=True)
+        self.patch_embedding_mot_ref = nn.Conv3d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.condition_embedder_mot_ref = WanTimeTextImageEmbedding(
+            dim=dim,
+            time_freq_dim=freq_dim,
+            time_proj_dim=dim * 6,
+            text_embed_dim=text_dim,
+            image_embed_dim=image_dim,
+        )
+        self.blocks = nn.ModuleList(
+            VideoAsPromptBlock(
+                dim,
+                ffn_dim,
+                num_attention_heads,
+                qk_norm,
+                cross_attn_norm,
+                eps,
+                added_kv_proj_dim,
+                has_expert=index in block_idx_with_mot_ref,
+            )
+            for index in range(num_layers)
+        )
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_hidden_states_image: Tensor,
+        reference_hidden_states: Tensor,
+        reference_encoder_hidden_states: Tensor,
+        reference_encoder_hidden_states_image: Tensor,
+        text_row_counts: Tensor | None = None,
+        reference_text_row_counts: Tensor | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """Predict the flow velocity of the target.
+
+        hidden_states: (B, in_channels, T, h, w); noisy latents, mask, condition latents along the channels.
+        timestep: (B,), on the scale 0 to 1000.
+        encoder_hidden_states: (B, n, text_dim), the text encoder's states.
+        encoder_hidden_states_image: (B, m, image_dim), the image encoder's.
+        reference_*: the same of the reference, whose latents (same shape) are clean and whose timestep is constant.
+        text_row_counts, reference_text_row_counts: (B, n), how many equal rows each text row stands for, as
+            `fold_padding` gives them; 0 hides a row; None counts each row once.
+        attention_kwargs: {"scale": float}, the strength of loaded LoRAs.
+        Returns (B, out_channels, T, h, w).
+        """
+        grid = tuple(size // patch for size, patch in zip(hidden_states.shape[2:], self.config.patch_size, strict=True))
+        temb, target = self._condition(
+            self.condition_embedder,
+            timestep,
+            (encoder_hidden_states, encoder_hidden_states_image, text_row_counts),
+            self.rope(grid, hidden_states.device),
+        )
+        reference_timestep = torch.full((1,), REFERENCE_TIMESTEP, device=hidden_states.device)
+        _, reference = self._condition(
+            self.condition_embedder_mot_ref,
+            reference_timestep,
+            (reference_encoder_hidden_states, reference_encoder_hidden_states_image, reference_text_row_counts),
+            self.rope_mot_ref(grid, hidden_states.device),
+        )
+
+        tokens = _to_tokens(self.patch_embedding, hidden_states)
+        reference_tokens = _to_tokens(self.patch_embedding_mot_ref, reference_hidden_states)
+        for block in self.blocks:
+            tokens, reference_tokens = block(tokens, reference_tokens, target, reference)
+
+        sample = self._read_out(tokens, temb, grid)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _condition(
+        self,
+        embedder: WanTimeTextImageEmbedding,
+        timestep: Tensor,
+        context: tuple[Tensor, Tensor, Tensor | None],
+        rotary: RotaryTable,
+    ) -> tuple[Tensor, StreamConditions]:
+        """Embed one stream's timestep, text and image; the time embedding itself is what the read-out needs."""
+        text_states, image_states, row_counts = context
+        temb, time, text, image = embedder(timestep, text_states, image_states)
+        bias = None if row_counts is None else row_counts.log()[:, None, None, :]
+        return temb, StreamConditions(Context(image, text, bias), time.unflatten(1, (6, -1)), rotary)
+
+    def _read_out(self, tokens: Tensor, temb: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """Turn the target's tokens (B, S, d) into (B, out_channels, T, h, w)."""
+        shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
+        patches = self.proj_out(_modulate(self.norm_out, tokens, shift, scale))
+        patches = patches.unflatten(1, grid).unflatten(-1, (*self.config.patch_size, -1))
+        # (B, frames, rows, columns, patch frames, patch rows, patch columns, channels) -> channels first, axes paired
+        return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def _to_tokens(patch_embedding: nn.Module, latents: Tensor) -> Tensor:
+    return patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()

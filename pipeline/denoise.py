@@ -1,6 +1,7 @@
 """The denoising loop: schedule, guidance, steps. It takes conditions and noise and gives latents."""
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,21 @@ from torch import Tensor
 
 from pipeline.conditioning import Conditions, Texts, TextStates
 from pipeline.transformer import VideoAsPromptTransformer3DModel
+
+# What diffusers' multistep flow schedulers carry from step to step; Euler has the first alone.
+SOLVER_MEMORY = ("_step_index", "model_outputs", "timestep_list", "lower_order_nums", "this_order", "last_sample")
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """All that is needed to go on after a step: how many are done, the latents then, and the solver's memory.
+
+    The solver is a multistep one: it looks back at earlier predictions, so latents alone would not give the same video.
+    """
+
+    steps_done: int
+    latents: Tensor
+    solver: dict[str, Any]
 
 
 @dataclass
@@ -23,6 +39,13 @@ class DenoisingStep:
     total: int
     timestep: Tensor
     latents: Tensor
+    scheduler: Any
+
+    def state(self) -> LoopState:
+        """Give what `denoise` needs to go on after this step in another process; `torch.save` can write it."""
+        present = vars(self.scheduler)
+        solver = {name: copy(present[name]) for name in SOLVER_MEMORY if name in present}
+        return LoopState(self.index + 1, self.latents, solver)
 
 
 def prepare_scheduler(scheduler: Any, num_inference_steps: int, device: torch.device) -> Any:
@@ -60,23 +83,35 @@ def denoise(
     conditions: Conditions,
     latents: Tensor,
     guidance_scale: float,
+    resume_from: LoopState | None = None,
 ) -> Iterator[DenoisingStep]:
     """Denoise step by step, giving the latents after each.
 
     scheduler: with its timesteps set, used by this run alone.
     conditions: without `negative` there is no guidance.
     latents: (B, z, T, h, w), float32, standard normal noise.
+    resume_from: go on after that step instead, with its latents.
     """
-    total = len(scheduler.timesteps)
-    for index, timestep in enumerate(scheduler.timesteps):
+    total, done = len(scheduler.timesteps), 0
+    if resume_from is not None:
+        done, latents = resume_from.steps_done, resume_from.latents.to(latents.device)
+        for name, value in resume_from.solver.items():
+            setattr(scheduler, name, _to_device(value, latents.device))
+    for index, timestep in list(enumerate(scheduler.timesteps))[done:]:
         noise_pred = _predict(transformer, conditions, conditions.positive, latents, timestep)
         if conditions.negative is not None:
             noise_uncond = _predict(transformer, conditions, conditions.negative, latents, timestep)
             noise_pred = apply_guidance(noise_pred, noise_uncond, guidance_scale)
         latents = scheduler.step(noise_pred, timestep, latents, return_dict=False)[0]
-        step = DenoisingStep(index, total, timestep, latents)
+        step = DenoisingStep(index, total, timestep, latents, scheduler)
         yield step
         latents = step.latents
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, list):
+        return [_to_device(item, device) for item in value]
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _predict(

@@ -1,6 +1,6 @@
 """`VideoAsPromptPipeline`: the components, and the order of the stages."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -27,7 +27,7 @@ from pipeline.conditioning import (
     latent_statistics,
     stretch_to_pixels,
 )
-from pipeline.denoise import denoise, prepare_scheduler
+from pipeline.denoise import DenoisingStep, LoopState, denoise, prepare_scheduler
 from pipeline.errors import InvalidInputError
 from pipeline.media import choose_frames
 from pipeline.transformer import VideoAsPromptTransformer3DModel
@@ -164,7 +164,8 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             last_image=last_image,
         )
         latents = self.prepare_latents(conditions, generator, latents).to(device)
-        latents = self._denoise(conditions, latents, num_inference_steps, guidance_scale, callback_on_step_end)
+        steps = self.denoise(conditions, latents, num_inference_steps, guidance_scale)
+        latents = self._run_loop(steps, num_inference_steps, callback_on_step_end)
         frames = latents if output_type == "latent" else self.decode_latents(latents, output_type)
         self.maybe_free_model_hooks()
         return WanPipelineOutput(frames=frames) if return_dict else (frames,)
@@ -230,25 +231,31 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             raise InvalidInputError("latents", message)
         return latents.float()
 
-    def _denoise(
+    @torch.no_grad()
+    def denoise(
         self,
         conditions: Conditions,
         latents: Tensor,
         num_inference_steps: int,
         guidance_scale: float,
-        callback: StepCallback | None,
-    ) -> Tensor:
+        resume_from: LoopState | None = None,
+    ) -> Iterator[DenoisingStep]:
+        """Denoise start noise (B, z, T, h, w), float32, step by step; see `pipeline.denoise.denoise`."""
         scheduler = prepare_scheduler(self.scheduler, num_inference_steps, latents.device)
+        yield from denoise(self.transformer, scheduler, conditions, latents, guidance_scale, resume_from)
+
+    def _run_loop(
+        self, steps: Iterator[DenoisingStep], num_inference_steps: int, callback: StepCallback | None
+    ) -> Tensor:
         with self.progress_bar(total=num_inference_steps) as bar:
-            for step in denoise(self.transformer, scheduler, conditions, latents, guidance_scale):
+            for step in steps:
                 if callback is not None:
                     replaced = callback(self, step.index, step.timestep, {"latents": step.latents}) or {}
                     step.latents = replaced.get("latents", step.latents)
-                latents = step.latents
                 bar.update()
                 if self._interrupt:
                     break
-        return latents
+        return step.latents
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor, output_type: str) -> Any:

@@ -1,0 +1,90 @@
+"""The command line: `python -m pipeline --reference-video clip.mp4 --image horse.png ... --output out.mp4`."""
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from pipeline import spec
+from pipeline.errors import StudioError
+from pipeline.generate import Progress, check_media, generate
+from pipeline.weights import load_model
+
+# The safety checker has a switch instead of a value.
+OPTIONS = [name for name in spec.GenerationRequest.model_fields if name != "enable_safety_checker"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Give an option to every field of a request; the values are checked by the request, not here."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline", description="Make a video in which an image does what a reference video does."
+    )
+    for name in OPTIONS:
+        field = spec.GenerationRequest.model_fields[name]
+        note = "" if field.is_required() or field.default is None else f" (default {field.default})"
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", required=field.is_required(), metavar="…", help=f"{field.description}{note}"
+        )
+    parser.add_argument(
+        "--no-safety-checker",
+        dest="enable_safety_checker",
+        action="store_false",
+        help="Do not check for unsafe content.",
+    )
+    parser.add_argument("--model", default="nano", help="nano (default), 14b, a folder or a hub repository.")
+    parser.add_argument("--output", type=Path, required=True, metavar="OUT.mp4", help="Where the video goes.")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Make the video that the options describe. Raises StudioError, pydantic's ValidationError."""
+    output: Path = arguments.output
+    if output.suffix.lower() != ".mp4":
+        raise StudioError(f"The output “{output}” is not an .mp4 file; give a name that ends in .mp4.")
+    if not output.parent.is_dir():
+        raise StudioError(f"The folder “{output.parent}” for the output does not exist; make it first.")
+    given = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
+    request = spec.GenerationRequest(**given, enable_safety_checker=arguments.enable_safety_checker)
+    check_media(request)
+
+    pipe, facts = load_model(arguments.model)
+    made = spec.settle(request, facts, random.Random())
+    with (
+        tempfile.TemporaryDirectory(dir=output.parent, prefix=".video-as-prompt-") as folder,
+        tqdm(total=made.num_inference_steps, unit="step") as bar,
+    ):
+
+        def show(progress: Progress) -> None:
+            bar.set_description(progress.stage)
+            bar.update(progress.step - bar.n if progress.stage == "denoising" else 0)
+
+        result = generate(made, pipe, Path(folder), show)
+        shutil.move(result.video, output)
+    print(f"{output}: {made.num_frames} frames, {made.width} x {made.height}, seed {made.seed}, {result.seconds:.0f} s")
+
+
+def main() -> int:
+    """Run the command line; 0 done, 2 a wrong input, 130 stopped."""
+    arguments = build_parser().parse_args()
+    try:
+        run(arguments)
+    except ValidationError as error:
+        sentences = [found.message for found in spec.explain(error)]
+    except StudioError as error:
+        sentences = [error.message]
+    except KeyboardInterrupt:
+        sys.stderr.write("\nStopped.\n")
+        return 130
+    else:
+        return 0
+    sys.stderr.write("".join(f"{sentence}\n" for sentence in sentences))
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""GenerationSpec -> video file: the one function behind the page, the queue and the command line."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline import export, media, safety
+from pipeline.conditioning import Conditions
+from pipeline.preview import LatentPreview, fit_preview_weights
+from pipeline.resume import SAVE_EVERY, load_state, save_state
+from pipeline.spec import GenerationRequest, GenerationSpec
+from pipeline.video_as_prompt import VideoAsPromptPipeline
+
+VIDEO, COMPARISON, POSTER = "output.mp4", "comparison.mp4", "poster.jpg"
+
+Stage = Literal["reading", "checking", "encoding", "denoising", "decoding", "saving"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: `step` of `total` within a stage; while denoising, a look at what is being made."""
+
+    stage: Stage
+    step: int = 0
+    total: int = 1
+    preview: LatentPreview | None = None
+
+
+OnProgress = Callable[[Progress], None]  # may raise StoppedError, which ends the run
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """What a run leaves: the video, what people look at beside it, and the settings that make it again."""
+
+    video: Path
+    comparison: Path
+    poster: Path
+    settings: dict[str, Any]
+    seconds: float
+
+
+def check_media(request: GenerationRequest) -> None:
+    """Refuse files that cannot be used, before any work starts. Raises MediaError, which names the field."""
+    info = media.probe_video(request.reference_video)
+    media.check_window(info, start_s=request.reference_start_s, end_s=request.reference_end_s)
+    media.check_image(request.image)
+
+
+@torch.no_grad()
+def generate(
+    spec: GenerationSpec, pipe: VideoAsPromptPipeline, folder: Path, on_progress: OnProgress = lambda progress: None
+) -> GenerationResult:
+    """Make a spec's video in `folder`: `output.mp4`, `comparison.mp4` and `poster.jpg`.
+
+    Every few steps the run's state is saved in `folder`; called again with the same spec and folder, after a crash, it
+    goes on from there and makes the same video.
+    Raises MediaError when an input cannot be read, UnsafeContentError when the safety checker is on and declines an
+    input or the result, and lets through what `on_progress` raises.
+    """
+    started = time.monotonic()
+    reference, image = _read_inputs(spec, on_progress)
+
+    on_progress(Progress("encoding"))
+    conditions = pipe.encode_conditions(
+        image=image,
+        reference_video=reference,
+        texts=(spec.prompt, spec.video_description),
+        negative_texts=(spec.negative_prompt,) * 2 if spec.guidance_scale > 1 else None,
+        height=spec.render_height,
+        width=spec.render_width,
+        num_frames=spec.num_frames,
+    )
+    state_path = folder / "state.pt"
+    latents = _denoise(spec, pipe, conditions, reference, state_path, on_progress)
+
+    on_progress(Progress("decoding"))
+    frames = pipe.decode_latents(latents, "pil")[0]
+    pipe.maybe_free_model_hooks()
+    if spec.enable_safety_checker:
+        on_progress(Progress("checking"))
+        safety.check_frames("prompt", frames, "The result")
+
+    on_progress(Progress("saving"))
+    settings = _save(spec, reference, frames, folder)
+    state_path.unlink()
+    return GenerationResult(folder / VIDEO, folder / COMPARISON, folder / POSTER, settings, time.monotonic() - started)
+
+
+def _read_inputs(spec: GenerationSpec, on_progress: OnProgress) -> tuple[list[Image.Image], Image.Image]:
+    on_progress(Progress("reading"))
+    # Cropped to the file's size, not the model's: a model that always renders at its own is given the whole picture
+    # stretched and its result is stretched back, and the checker and the comparison see all there is to see.
+    reference = media.read_video(
+        spec.reference_video,
+        num_frames=spec.num_frames,
+        height=spec.height,
+        width=spec.width,
+        start_s=spec.reference_start_s,
+        end_s=spec.reference_end_s,
+    )
+    image = media.read_image(spec.image, height=spec.height, width=spec.width)
+    if spec.enable_safety_checker:
+        on_progress(Progress("checking"))
+        safety.check_texts({"prompt": spec.prompt, "video_description": spec.video_description})
+        safety.check_frames("reference_video", reference, "The reference video")
+        safety.check_frames("image", [image], "The start image")
+    return reference, image
+
+
+def _denoise(
+    spec: GenerationSpec,
+    pipe: VideoAsPromptPipeline,
+    conditions: Conditions,
+    reference: list[Image.Image],
+    state_path: Path,
+    on_progress: OnProgress,
+) -> Tensor:
+    settings = spec.settings()
+    reference_latents = conditions.reference_latents[:, : pipe.transformer.config.out_channels]
+    preview_weights = fit_preview_weights(reference_latents, reference)
+    noise = pipe.prepare_latents(conditions, torch.Generator("cpu").manual_seed(spec.seed), None)
+
+    latents = noise.to(conditions.condition_latents.device)
+    state = load_state(state_path, settings)
+    if state is not None:
+        latents = state.latents.to(latents.device)  # all that is left to do if the last step was saved
+    steps = pipe.denoise(conditions, latents, spec.num_inference_steps, spec.guidance_scale, state)
+    for step in steps:
+        latents = step.latents
+        if (step.index + 1) % SAVE_EVERY == 0 or step.index + 1 == step.total:
+            save_state(state_path, step.state(), settings)
+        on_progress(Progress("denoising", step.index + 1, step.total, LatentPreview(latents, preview_weights)))
+    return latents
+
+
+def _save(
+    spec: GenerationSpec, reference: list[Image.Image], frames: list[Image.Image], folder: Path
+) -> dict[str, Any]:
+    settings = spec.settings()
+    media.write_video(frames, folder / VIDEO, fps=spec.fps, height=spec.height, width=spec.width, settings=settings)
+    export.write_comparison(reference, folder / VIDEO, folder / COMPARISON)
+    export.write_poster(folder / VIDEO, folder / POSTER)
+    return settings

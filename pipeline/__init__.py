@@ -1,6 +1,22 @@
 """Video-As-Prompt as a library: makes videos, knows nothing of the web."""
 
-from pipeline.transformer import VideoAsPromptTransformer3DModel
-from pipeline.video_as_prompt import VideoAsPromptPipeline
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.transformer import VideoAsPromptTransformer3DModel
+    from pipeline.video_as_prompt import VideoAsPromptPipeline
 
 __all__ = ["VideoAsPromptPipeline", "VideoAsPromptTransformer3DModel"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the two classes when they are asked for: torch and diffusers take seconds that `--help` need not wait."""
+    if name == "VideoAsPromptPipeline":
+        from pipeline.video_as_prompt import VideoAsPromptPipeline
+
+        return VideoAsPromptPipeline
+    if name == "VideoAsPromptTransformer3DModel":
+        from pipeline.transformer import VideoAsPromptTransformer3DModel
+
+        return VideoAsPromptTransformer3DModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -125,12 +125,11 @@ def _denoise(
     settings = spec.settings()
     reference_latents = conditions.reference_latents[:, : pipe.transformer.config.out_channels]
     preview_weights = fit_preview_weights(reference_latents, reference)
-    noise = pipe.prepare_latents(conditions, torch.Generator("cpu").manual_seed(spec.seed), None)
 
-    latents = noise.to(conditions.condition_latents.device)
+    latents = pipe.prepare_latents(conditions, torch.Generator("cpu").manual_seed(spec.seed), None)
     state = load_state(state_path, settings)
     if state is not None:
-        latents = state.latents.to(latents.device)  # all that is left to do if the last step was saved
+        latents = state.latents  # which is all there is to do if the last step was saved
     steps = pipe.denoise(conditions, latents, spec.num_inference_steps, spec.guidance_scale, state)
     for step in steps:
         latents = step.latents

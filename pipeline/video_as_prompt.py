@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers.utils.torch_utils import get_module_execution_device, randn_tensor
 from diffusers.video_processor import VideoProcessor
 from PIL import Image
 from torch import Tensor
@@ -151,8 +151,6 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         self._check_inputs(image, reference_video, prompt, reference_prompt, height, width, num_frames)
         self._check_options(num_inference_steps, last_image, output_type)
         self._interrupt = False
-        device = self._execution_device
-
         conditions = self.encode_conditions(
             image=image,
             reference_video=reference_video,
@@ -163,7 +161,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             num_frames=num_frames,
             last_image=last_image,
         )
-        latents = self.prepare_latents(conditions, generator, latents).to(device)
+        latents = self.prepare_latents(conditions, generator, latents)
         steps = self.denoise(conditions, latents, num_inference_steps, guidance_scale)
         latents = self._run_loop(steps, num_inference_steps, callback_on_step_end)
         frames = latents if output_type == "latent" else self.decode_latents(latents, output_type)
@@ -241,8 +239,9 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         resume_from: LoopState | None = None,
     ) -> Iterator[DenoisingStep]:
         """Denoise start noise (B, z, T, h, w), float32, step by step; see `pipeline.denoise.denoise`."""
-        scheduler = prepare_scheduler(self.scheduler, num_inference_steps, latents.device)
-        yield from denoise(self.transformer, scheduler, conditions, latents, guidance_scale, resume_from)
+        device = self._execution_device
+        scheduler = prepare_scheduler(self.scheduler, num_inference_steps, device)
+        yield from denoise(self.transformer, scheduler, conditions, latents.to(device), guidance_scale, resume_from)
 
     def _run_loop(
         self, steps: Iterator[DenoisingStep], num_inference_steps: int, callback: StepCallback | None
@@ -260,6 +259,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     @torch.no_grad()
     def decode_latents(self, latents: Tensor, output_type: str) -> Any:
         """Decode normalised latents (B, z, T, h, w) to frames; `output_type` as in `__call__`."""
+        latents = latents.to(get_module_execution_device(self.vae))
         mean, std = (statistic.to(latents) for statistic in latent_statistics(self.vae))
         pixels = self.vae.decode((latents / (1.0 / std) + mean).to(self.vae.dtype), return_dict=False)[0]
         return self.video_processor.postprocess_video(pixels, output_type=output_type)

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from pipeline import spec
+from pipeline.check import check_inputs
 from pipeline.errors import StudioError
-from pipeline.generate import Progress, check_media, generate
+from pipeline.generate import Progress, generate
 from pipeline.weights import load_model
 
 # The safety checker has a switch instead of a value.
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise StudioError(f"The folder “{output.parent}” for the output does not exist; make it first.")
     given = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
     request = spec.GenerationRequest(**given, enable_safety_checker=arguments.enable_safety_checker)
-    check_media(request)
+    check_inputs(request)
 
     pipe, facts = load_model(arguments.model)
     made = spec.settle(request, facts, random.Random())

@@ -14,7 +14,7 @@ from pipeline import export, media, safety
 from pipeline.conditioning import Conditions
 from pipeline.preview import LatentPreview, fit_preview_weights
 from pipeline.resume import SAVE_EVERY, load_state, save_state
-from pipeline.spec import GenerationRequest, GenerationSpec
+from pipeline.spec import GenerationSpec
 from pipeline.video_as_prompt import VideoAsPromptPipeline
 
 VIDEO, COMPARISON, POSTER = "output.mp4", "comparison.mp4", "poster.jpg"
@@ -44,13 +44,6 @@ class GenerationResult:
     poster: Path
     settings: dict[str, Any]
     seconds: float
-
-
-def check_media(request: GenerationRequest) -> None:
-    """Refuse files that cannot be used, before any work starts. Raises MediaError, which names the field."""
-    info = media.probe_video(request.reference_video)
-    media.check_window(info, start_s=request.reference_start_s, end_s=request.reference_end_s)
-    media.check_image(request.image)
 
 
 @torch.no_grad()

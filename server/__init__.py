@@ -1,0 +1,1 @@
+"""Serves people over HTTP: the page, and later the queue and its API."""

@@ -1,0 +1,72 @@
+"""What stands in the form -> GenerationRequest, or the problems of each field as sentences."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.errors import StudioError
+from pipeline.presets import Preset
+from pipeline.spec import GenerationRequest, explain
+
+# The fields of a request that the page asks for, in the order of the page.
+FIELDS = (
+    "reference_video",
+    "image",
+    "video_description",
+    "prompt",
+    "aspect_ratio",
+    "resolution",
+    "num_frames",
+    "seed",
+    "guidance_scale",
+    "num_inference_steps",
+    "fps",
+    "negative_prompt",
+    "reference_start_s",
+    "reference_end_s",
+)
+# Those behind "More settings": a problem there has to open it.
+FOLDED_FIELDS = FIELDS[8:]
+
+# Media speaks of its own arguments; on the page they have the request's names.
+_FIELD_OF_ARGUMENT = {"start_s": "reference_start_s", "end_s": "reference_end_s"}
+
+CheckInputs = Callable[[GenerationRequest], None]
+
+
+def read_form(values: Sequence[Any]) -> GenerationRequest:
+    """Make a request of the form's values, in the order of FIELDS. Raises pydantic's ValidationError.
+
+    Empty fields are left out: their defaults hold, and where there is none, they are missing.
+    """
+    filled = {field: value for field, value in zip(FIELDS, values, strict=True) if value is not None}
+    return GenerationRequest(**{field: value for field, value in filled.items() if str(value).strip()})
+
+
+def find_problems(values: Sequence[Any], check_inputs: CheckInputs) -> dict[str, str]:
+    """Give what is wrong with the form: a sentence for each field concerned; empty when all is well."""
+    try:
+        check_inputs(read_form(values))
+    except ValidationError as error:
+        return {problem.field or "": problem.message for problem in reversed(explain(error))}
+    except StudioError as error:
+        return place_problem(error)
+    return {}
+
+
+def place_problem(error: StudioError) -> dict[str, str]:
+    """Give an error's sentence under the field of the form it concerns."""
+    field = error.field or ""
+    return {_FIELD_OF_ARGUMENT.get(field, field): error.message}
+
+
+def fill_form(preset: Preset) -> tuple[Any, ...]:
+    """Give the form's values for an example, in the order of FIELDS. Numbers in text fields are written out."""
+    return tuple(_to_field(getattr(preset.request, field)) for field in FIELDS)
+
+
+def _to_field(value: Any) -> Any:
+    if value is None:
+        return ""
+    return value if isinstance(value, int | float) else str(value)

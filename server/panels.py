@@ -1,0 +1,181 @@
+"""What the page says beside its fields, as HTML: pure functions from values to markup. Everything given is escaped."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from pipeline.media import VideoInfo
+from pipeline.spec import ModelFacts
+from server.runs import News
+
+STAGES: Mapping[str, str] = {
+    "waiting": "Waiting for the machine to be free",
+    "loading": "Loading the model",
+    "reading": "Reading your clip and picture",
+    "checking": "Safety check",
+    "encoding": "Understanding the reference",
+    "denoising": "Drawing the video",
+    "decoding": "Turning it into frames",
+    "saving": "Saving the file",
+}
+# Where each stage starts on the bar; drawing takes nearly all of the time.
+_STARTS = {
+    "waiting": 0.0,
+    "loading": 0.01,
+    "reading": 0.02,
+    "checking": 0.03,  # the first time; the bar does not go back for the second
+    "encoding": 0.04,
+    "denoising": 0.08,
+    "decoding": 0.86,
+    "saving": 0.95,
+}
+
+SETTING_LABELS: Mapping[str, str] = {
+    "seed": "Seed",
+    "model": "Model",
+    "num_frames": "Frames",
+    "fps": "Frames per second",
+    "size": "Size",
+    "rendered": "Drawn at",
+    "num_inference_steps": "Steps",
+    "guidance_scale": "Guidance",
+    "seconds": "Made in",
+    "prompt": "What should happen",
+    "video_description": "What the clip shows",
+    "negative_prompt": "Negative prompt",
+    "reference_video": "Reference clip",
+    "reference_start_s": "Reference from second",
+    "reference_end_s": "Reference to second",
+    "image": "Start image",
+}
+TEXT_SETTINGS = ("prompt", "video_description", "negative_prompt")
+
+HEADER = """
+<header class="masthead">
+  <h1>Video-As-Prompt Studio</h1>
+  <p>Show a clip. Give a picture. The picture does what the clip does.</p>
+</header>
+"""
+
+# The story of the page in one drawing: clip and picture become a video.
+EMPTY_RESULT = """
+<div class="empty-result">
+  <svg viewBox="0 0 220 90" aria-hidden="true" focusable="false">
+    <g fill="none" stroke="currentColor" stroke-width="2.5" stroke-linejoin="round" stroke-linecap="round">
+      <rect x="6" y="8" width="56" height="34" rx="6"/><path d="M28 18v14l12-7z" fill="currentColor"/>
+      <rect x="6" y="50" width="56" height="34" rx="6"/><circle cx="22" cy="62" r="4"/>
+      <path d="M10 80l16-12 10 8 8-6 14 10"/>
+      <path d="M76 25h18c10 0 10 20 20 20M76 67h18c10 0 10-22 20-22h8m-7-7 8 7-8 7"/>
+      <rect x="134" y="14" width="80" height="62" rx="8"/><path d="M166 33v24l21-12z" fill="currentColor"/>
+    </g>
+  </svg>
+  <p class="lead">Your video will play here</p>
+  <p>Add a clip, a picture and two sentences, or start from an example.</p>
+</div>
+"""
+
+
+def step_heading(number: int, title: str, hint: str) -> str:
+    """Head one of the page's three steps."""
+    return (
+        f'<div class="step"><span class="step-number" aria-hidden="true">{number}</span>'
+        f"<div><h2>{escape(title)}</h2><p>{escape(hint)}</p></div></div>"
+    )
+
+
+def problem_line(field: str, sentence: str | None) -> str:
+    """Tell a problem at its field, if there is one; page.js ties the line to the input by its id."""
+    if sentence is None:
+        return ""
+    return f'<p class="problem" role="alert" id="problem-{field}">{escape(sentence)}</p>'
+
+
+def notice(sentence: str, kind: str = "failed") -> str:
+    """Say how a run ended when it did not end in a video."""
+    return f'<p class="notice {kind}" role="alert">{escape(sentence)}</p>'
+
+
+def clip_facts(info: VideoInfo) -> str:
+    """Say what the reference clip is, once it was read."""
+    return (
+        f'<p class="facts">{info.width} × {info.height}, {info.duration_s:.1f} s, {info.fps:.4g} frames per second</p>'
+    )
+
+
+def progress_bar(news: News, share: float = 0.0) -> str:
+    """Show where a run is: the stage in words, the step, the time left, and a bar filled to a share of 0 to 1."""
+    stage = STAGES[news.stage]
+    details = [f"step {news.step} of {news.total}"] if news.stage == "denoising" else []
+    if news.seconds_left is not None:
+        details.append(f"{spell_time(news.seconds_left)} left")
+    percent = round(share * 100)
+    return (
+        f'<div class="progress"><p><span role="status">{stage}</span><span>{", ".join(details)}</span></p>'
+        f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100"'
+        f' aria-valuenow="{percent}"><div style="width:{percent}%"></div></div></div>'
+    )
+
+
+def fraction_done(news: News) -> float:
+    """Give how far along a run is, 0 to 1."""
+    start = _STARTS[news.stage]
+    if news.stage != "denoising":
+        return start
+    return start + (_STARTS["decoding"] - start) * news.step / news.total
+
+
+def spell_time(seconds: float) -> str:
+    """Say a length of time as people do: "about 40 s", "about 3 min"."""
+    if seconds < 10:
+        return "a few seconds"
+    return f"about {round(seconds / 5) * 5} s" if seconds < 90 else f"about {round(seconds / 60)} min"
+
+
+def settings_list(settings: Mapping[str, Any], seconds: float) -> str:
+    """List the settings that make a result again."""
+    shown = {
+        **settings,
+        "size": f"{settings['width']} × {settings['height']}, {settings['aspect_ratio']}",
+        "rendered": f"{settings['render_width']} × {settings['render_height']}",
+        "seconds": f"{seconds:.1f} s",
+    }
+    if (settings["width"], settings["height"]) == (settings["render_width"], settings["render_height"]):
+        del shown["rendered"]
+    rows = (
+        _setting_row(label, str(shown[name]), "text" if name in TEXT_SETTINGS else "short")
+        for name, label in SETTING_LABELS.items()
+        if shown.get(name) is not None
+    )
+    return f'<dl class="settings">{"".join(rows)}</dl>'
+
+
+def _setting_row(label: str, value: str, kind: str) -> str:
+    return f'<div class="{kind}"><dt>{label}</dt><dd>{escape(value)}</dd></div>'
+
+
+def model_loading(name: str) -> str:
+    """Say that the model is on its way."""
+    return _model_card(f"Loading the model {name}", "You can fill in everything meanwhile.", "loading")
+
+
+def model_ready(facts: ModelFacts) -> str:
+    """Say plainly which model is in use, and what it can and cannot do."""
+    if facts.render_size is None:
+        return _model_card(f"Model: {facts.name}", "It draws at the size you choose.", "ready")
+    short, long = facts.render_size
+    return _model_card(
+        f"Small model “{facts.name}”: {long}x{short}, scaled up",
+        "It runs on any computer and shows how the studio works. It knows simple effects such as growing, sliding, "
+        "fading and changes of light, and its pictures are soft. For film quality start the studio with --model 14b, "
+        "which needs a large graphics card.",
+        "ready",
+    )
+
+
+def model_failed(sentence: str) -> str:
+    """Say why there is no model."""
+    return _model_card("There is no model to draw with", sentence, "failed")
+
+
+def _model_card(title: str, text: str, state: str) -> str:
+    return f'<div class="model {state}" role="status"><strong>{escape(title)}</strong><span>{escape(text)}</span></div>'

@@ -1,0 +1,169 @@
+"""Options and environment -> frozen Settings, read once, by app.py.
+
+An option on the command line wins over its STUDIO_ variable, which wins over Gradio's own variable.
+"""
+
+import os
+import socket
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from pipeline.errors import InvalidInputError
+
+GRADIO_VARIABLES: Mapping[str, str] = {
+    "host": "GRADIO_SERVER_NAME",
+    "port": "GRADIO_SERVER_PORT",
+    "share": "GRADIO_SHARE",
+}
+
+WANTED: Mapping[str, str] = {"port": "a whole number from 0 to 65535", "share": "true or false"}
+
+
+class Settings(BaseSettings):
+    """Serve Video-As-Prompt Studio: a page where a reference video tells a picture how to move."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        env_prefix="STUDIO_",
+        env_ignore_empty=True,
+        cli_prog_name="python app.py",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_exit_on_error=False,
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 lets other machines in.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(7860, description="Port to listen on; 0 takes a free one.")
+    share: bool = Field(False, description="Also open a public gradio.live link.")
+    model: str = Field("nano", description="nano, 14b, a folder in the released layout, or a hub repository.")
+    auth: SecretStr | None = Field(None, description="name:password that visitors must give.")
+    data_dir: Path = Field(Path("data"), description="Folder for everything the app writes.")
+
+    @field_validator("auth")
+    @classmethod
+    def _check_auth(cls, auth: SecretStr | None) -> SecretStr | None:
+        name, _, password = auth.get_secret_value().partition(":") if auth else ("-", ":", "-")
+        if not (name and password):
+            raise ValueError("must be a name and a password with a colon between: name:password")
+        return auth
+
+    @field_validator("data_dir")
+    @classmethod
+    def _make_absolute(cls, data_dir: Path) -> Path:
+        return data_dir.expanduser().resolve()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Rank the sources: what code gives, our variables, Gradio's."""
+        return init_settings, env_settings, InitSettingsSource(settings_cls, _read_gradio_variables())
+
+    @property
+    def login(self) -> tuple[str, str] | None:
+        """Give the name and password visitors need, if any."""
+        if self.auth is None:
+            return None
+        name, _, password = self.auth.get_secret_value().partition(":")
+        return name, password
+
+    @property
+    def results_dir(self) -> Path:
+        """Give the folder that holds one folder per finished video."""
+        return self.data_dir / "results"
+
+
+def read_settings(arguments: Sequence[str]) -> Settings:
+    """Read the settings from the command line and the environment.
+
+    Raises InvalidInputError with one sentence when an option is unknown or has a value it cannot have.
+    """
+    try:
+        return CliApp.run(Settings, cli_args=list(arguments), cli_exit_on_error=False)
+    except ValidationError as error:
+        finding = error.errors(include_url=False)[0]
+        field = str(finding["loc"][0]) if finding["loc"] else "port"
+        raise InvalidInputError(field, _explain_finding(field, finding)) from error
+    except SettingsError as error:
+        reason = str(error).removeprefix("error parsing CLI: ")
+        raise InvalidInputError("options", f"{reason[:1].upper()}{reason[1:]}; see --help.") from error
+
+
+def settle_port(settings: Settings) -> int:
+    """Give the port to serve on: the one asked for if nobody holds it, or a free one for port 0.
+
+    Raises InvalidInputError when the port is taken or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As the server itself does; without it a port that was just closed counts as taken for a minute.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host.strip("[]"), settings.port))
+        except OSError as error:
+            message = (
+                f"Cannot listen on {settings.host}:{settings.port} ({_reason(error)}); try another --port or --host."
+            )
+            raise InvalidInputError("port", message) from error
+        return int(probe.getsockname()[1])
+
+
+def prepare_environment(settings: Settings) -> None:
+    """Keep everything that is written inside the data folder, and the libraries from calling home.
+
+    Must run before Gradio and onnxruntime are imported: they read these variables on import.
+    Raises InvalidInputError when the folder cannot be written.
+    """
+    folders = {
+        "GRADIO_TEMP_DIR": settings.data_dir / "uploads",
+        "GRADIO_EXAMPLES_CACHE": settings.data_dir / "examples",
+        "TMPDIR": settings.data_dir / "tmp",
+    }
+    try:
+        for folder in [*folders.values(), settings.results_dir]:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"The data folder {settings.data_dir} cannot be written ({_reason(error)}); try another --data-dir."
+        raise InvalidInputError("data_dir", message) from error
+    os.environ.update({name: str(folder) for name, folder in folders.items()})
+    tempfile.tempdir = str(folders["TMPDIR"])
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    # Of onnxruntime 1.32, which looks for nudity: it writes a device id below ~/.cache and reports to Microsoft.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+
+def _read_gradio_variables() -> dict[str, Any]:
+    return {field: os.environ[name] for field, name in GRADIO_VARIABLES.items() if os.environ.get(name)}
+
+
+def _explain_finding(field: str, finding: Mapping[str, Any]) -> str:
+    option = "--" + field.replace("_", "-")
+    if field == "auth":  # never repeat a password
+        return f"{option} (or STUDIO_AUTH) {finding['ctx']['error']}."
+    wanted = WANTED.get(field, str(finding["msg"]).removeprefix("Input should be "))
+    return f"{option} (or STUDIO_{field.upper()}) is “{finding['input']}”; it should be {wanted}."
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

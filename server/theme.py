@@ -1,0 +1,128 @@
+"""The page's look in Gradio's variables: warm greys, one calm accent, and AA contrast in light and dark."""
+
+import gradio as gr
+from gradio.themes.utils import colors, sizes
+
+ACCENT = colors.Color(
+    name="accent",
+    c50="#effaf7",
+    c100="#d5f2ea",
+    c200="#aee4d8",
+    c300="#7bd0c1",
+    c400="#48b5a5",
+    c500="#2a998a",
+    c600="#1c7b70",
+    c700="#17645b",
+    c800="#15504a",
+    c900="#12423e",
+    c950="#062724",
+)
+NEUTRAL = colors.Color(
+    name="neutral",
+    c50="#faf9f7",
+    c100="#f3f2ee",
+    c200="#e6e4de",
+    c300="#d3d0c8",
+    c400="#a5a198",
+    c500="#78746b",
+    c600="#5a564f",
+    c700="#44413b",
+    c800="#2a2825",
+    c900="#1d1c1a",
+    c950="#131211",
+)
+FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "sans-serif")
+MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+
+
+class StudioTheme(gr.themes.Base):
+    """Gradio's bare theme with our colours, system fonts and visible borders."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            primary_hue=ACCENT,
+            secondary_hue=ACCENT,
+            neutral_hue=NEUTRAL,
+            radius_size=sizes.radius_md,
+            text_size=sizes.text_md,
+            spacing_size=sizes.spacing_md,
+            font=FONT,
+            font_mono=MONO,
+        )
+        self.name = "studio"
+        self.set(
+            body_background_fill="*neutral_100",
+            body_background_fill_dark="*neutral_950",
+            body_text_color="*neutral_900",
+            body_text_color_dark="*neutral_100",
+            body_text_color_subdued="*neutral_600",
+            body_text_color_subdued_dark="*neutral_400",
+            background_fill_primary="white",
+            background_fill_primary_dark="*neutral_900",
+            background_fill_secondary="*neutral_50",
+            background_fill_secondary_dark="*neutral_800",
+            border_color_primary="*neutral_200",
+            border_color_primary_dark="*neutral_800",
+            block_background_fill="white",
+            block_background_fill_dark="*neutral_900",
+            block_border_width="0px",
+            block_shadow="none",
+            block_label_background_fill="transparent",
+            block_label_background_fill_dark="transparent",
+            block_label_text_color="*neutral_700",
+            block_label_text_color_dark="*neutral_200",
+            block_title_text_color="*neutral_800",
+            block_title_text_color_dark="*neutral_100",
+            block_title_text_weight="600",
+            block_info_text_color="*neutral_600",
+            block_info_text_color_dark="*neutral_400",
+            input_background_fill="*neutral_50",
+            input_background_fill_dark="*neutral_950",
+            input_border_color="*neutral_400",
+            input_border_color_dark="*neutral_600",
+            input_border_color_focus="*primary_600",
+            input_border_color_focus_dark="*primary_400",
+            input_border_width="1px",
+            input_placeholder_color="*neutral_500",
+            input_placeholder_color_dark="*neutral_400",
+            input_shadow="none",
+            input_shadow_focus="none",
+            color_accent="*primary_700",  # has no dark variant; page.css gives one
+            color_accent_soft="*primary_50",
+            color_accent_soft_dark="*primary_950",
+            slider_color="*primary_600",
+            slider_color_dark="*primary_400",
+            link_text_color="*primary_700",
+            link_text_color_dark="*primary_300",
+            button_primary_background_fill="*primary_700",
+            button_primary_background_fill_hover="*primary_800",
+            button_primary_background_fill_dark="*primary_300",
+            button_primary_background_fill_hover_dark="*primary_200",
+            button_primary_text_color="white",
+            button_primary_text_color_dark="*primary_950",
+            button_secondary_background_fill="white",
+            button_secondary_background_fill_hover="*neutral_100",
+            button_secondary_background_fill_dark="*neutral_800",
+            button_secondary_background_fill_hover_dark="*neutral_700",
+            button_secondary_border_color="*neutral_300",
+            button_secondary_border_color_dark="*neutral_600",
+            button_secondary_text_color="*neutral_900",
+            button_secondary_text_color_dark="*neutral_100",
+            button_border_width="1px",
+            button_transition="none",  # text and ground change at once, or for a moment one cannot be read on the other
+            checkbox_label_background_fill="white",
+            checkbox_label_background_fill_dark="*neutral_900",
+            checkbox_label_background_fill_selected="*primary_50",
+            checkbox_label_background_fill_selected_dark="*primary_950",
+            checkbox_label_border_color="*neutral_300",
+            checkbox_label_border_color_dark="*neutral_600",
+            checkbox_label_border_color_selected="*primary_700",
+            checkbox_label_border_color_selected_dark="*primary_300",
+            checkbox_label_border_width="1px",
+            checkbox_label_text_color="*neutral_800",
+            checkbox_label_text_color_dark="*neutral_100",
+            checkbox_background_color_selected="*primary_700",
+            checkbox_background_color_selected_dark="*primary_300",
+            checkbox_border_color="*neutral_500",
+            checkbox_border_color_dark="*neutral_400",
+        )

@@ -1,0 +1,104 @@
+"""The form: what stands in it becomes a request, or sentences at the fields concerned."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import MediaError
+from pipeline.presets import load_presets
+from pipeline.spec import GenerationRequest
+from server.form import FIELDS, FOLDED_FIELDS, fill_form, find_problems, read_form
+
+FILLED = {
+    "reference_video": "clip.mp4",
+    "image": "picture.png",
+    "video_description": "A ball grows.",
+    "prompt": "The vase grows.",
+    "aspect_ratio": "16:9",
+    "resolution": "480p",
+    "num_frames": 17,
+    "seed": "",
+    "guidance_scale": 5,
+    "num_inference_steps": "",
+    "fps": 16,
+    "negative_prompt": "",
+    "reference_start_s": "",
+    "reference_end_s": "",
+}
+
+
+def values(**changes: Any) -> list[Any]:
+    form = {**FILLED, **changes}
+    return [form[field] for field in FIELDS]
+
+
+def accept(request: GenerationRequest) -> None:
+    """A check of media that finds nothing."""
+
+
+def test_an_empty_field_means_you_choose() -> None:
+    """Seed, steps, negative prompt and the clip's bounds may stay empty; the rest is as given."""
+    request = read_form(values())
+
+    assert (request.seed, request.num_inference_steps, request.negative_prompt) == (None, None, None)
+    assert (request.reference_video, request.num_frames, request.aspect_ratio) == (Path("clip.mp4"), 17, "16:9")
+
+
+def test_numbers_may_be_typed() -> None:
+    """Text fields hold numbers as text."""
+    request = read_form(values(seed=" 42 ", reference_start_s="0.5", reference_end_s="2"))
+
+    assert (request.seed, request.reference_start_s, request.reference_end_s) == (42, 0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problems"),
+    [
+        ({}, {}),
+        ({"prompt": "  "}, {"prompt": "The prompt is missing."}),
+        (
+            {"image": None, "reference_video": None},
+            {"reference_video": "The reference video is missing.", "image": "The start image is missing."},
+        ),
+        ({"num_frames": 48}, {"num_frames": "A video cannot have 48 frames; try 45 or 49."}),
+        ({"seed": "1.5"}, {"seed": "The seed is '1.5'; it must be a whole number."}),
+        (
+            {"reference_start_s": "2", "reference_end_s": "1"},
+            {"reference_end_s": "The reference would end at 1 s but start at 2 s; end it later."},
+        ),
+    ],
+)
+def test_every_problem_has_its_field_and_sentence(changes: dict[str, Any], problems: dict[str, str]) -> None:
+    """All of them at once, so that nobody mends one to hear of the next."""
+    assert find_problems(values(**changes), accept) == problems
+
+
+def test_problems_of_the_files_are_told_at_the_files() -> None:
+    """What media calls start_s is the page's reference_start_s."""
+
+    def refuse(request: GenerationRequest) -> None:
+        raise MediaError("start_s", "The start is outside of the clip.")
+
+    assert find_problems(values(), refuse) == {"reference_start_s": "The start is outside of the clip."}
+
+
+def test_files_are_not_opened_for_a_form_with_gaps() -> None:
+    """There may be none."""
+
+    def explode(request: GenerationRequest) -> None:
+        raise AssertionError
+
+    assert list(find_problems(values(prompt=""), explode)) == ["prompt"]
+
+
+def test_an_example_fills_the_form_with_its_own_request() -> None:
+    """Reading the form back gives what the preset says."""
+    for preset in load_presets():
+        assert read_form(fill_form(preset)) == preset.request
+
+
+def test_the_form_has_every_field_of_a_request() -> None:
+    """Those of the safety checker aside, which the page does not offer to switch off."""
+    assert set(FIELDS) == set(GenerationRequest.model_fields) - {"enable_safety_checker"}
+    assert set(FOLDED_FIELDS) < set(FIELDS)

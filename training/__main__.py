@@ -1,0 +1,63 @@
+"""The entry points: `python -m training` does all stages in turn; `python -m training STAGE` one of them."""
+
+import argparse
+from pathlib import Path
+
+from training import autoencoder
+from training.denoiser import train_denoiser
+from training.evaluate import evaluate
+from training.export import export_nano
+from training.sittings import start_workers
+
+ROOT = Path(__file__).parents[1]
+MINUTES = {"pictures": 9.0, "clips": 13.0, "denoiser": 45.0}
+DIETS = {"pictures": autoencoder.PICTURES, "clips": autoencoder.CLIPS}
+
+
+def main() -> None:
+    """Run what was asked for."""
+    arguments = build_parser().parse_args()
+    if arguments.stage == "evaluate":
+        options = {"guidance_scale": arguments.guidance}
+        print(evaluate(arguments.model, arguments.out, arguments.rounds, arguments.frames, options))
+        return
+    for stage in [arguments.stage] if arguments.stage else list_missing_stages(arguments.runs):
+        run_stage(stage, arguments)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("stage", nargs="?", choices=(*MINUTES, "latents", "export", "evaluate"))
+    parser.add_argument("--minutes", type=float, help="of the stage; the default is what nano was given")
+    parser.add_argument("--processes", type=int, default=2, help="that train together, of one thread each")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="checkpoints and logs")
+    parser.add_argument("--model", type=Path, default=ROOT / "assets" / "nano", help="what to write or to evaluate")
+    parser.add_argument("--rounds", type=int, default=2, help="of the evaluation, each with every effect once")
+    parser.add_argument("--frames", type=int, default=17, help="of the evaluation's clips")
+    parser.add_argument("--guidance", type=float, default=1.0, help="of the evaluation")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "evaluation", help="figures and contact sheets")
+    return parser
+
+
+def list_missing_stages(runs: Path) -> list[str]:
+    """Give the stages still to do: those of the autoencoder once, the denoiser's as often as wanted."""
+    stages = [] if (runs / "latents.pt").exists() else ["pictures", "clips", "latents"]
+    return [*stages, "denoiser", "export"]
+
+
+def run_stage(stage: str, arguments: argparse.Namespace) -> None:
+    """Run one stage of the training."""
+    runs, minutes = arguments.runs, arguments.minutes or MINUTES.get(stage)
+    if stage in DIETS:
+        start_workers(autoencoder.train_autoencoder, arguments.processes, runs, DIETS[stage], minutes)
+    elif stage == "latents":
+        autoencoder.measure_latents(runs)
+    elif stage == "export":
+        export_nano(runs, arguments.model)
+    else:
+        start_workers(train_denoiser, arguments.processes, runs, minutes)
+
+
+if __name__ == "__main__":
+    main()

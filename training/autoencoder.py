@@ -1,0 +1,239 @@
+"""Stage 1: the autoencoder, a stock `AutoencoderKLWan` trained on single pictures and then on clips."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, patchify, unpatchify
+from torch import Generator, Tensor, nn
+
+from training.effects import draw_motion
+from training.scenes import crop_photograph, draw_scene, render
+from training.sittings import Optimizers, Worker, psnr, save_checkpoint, sitting, write_log
+
+LATENT_CHANNELS = 24
+LATENT_NOISE = 0.1  # the decoder learns from latents this uncertain; the encoder's spread is fixed to it
+
+
+class _PictureConv(WanCausalConv3d):
+    """A causal convolution that skips, for single frames, the taps that would only meet padding: a third of the work
+    remains.
+    """
+
+    def forward(self, states: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        """Convolve (B, C, T, H, W)."""
+        if states.shape[2] > 1 or cache_x is not None:
+            return super().forward(states, cache_x)
+        padding = (self._padding[2], self._padding[0])
+        return F.conv2d(states[:, :, 0], self.weight[:, :, -1], self.bias, self.stride[1:], padding)[:, :, None]
+
+
+def build_autoencoder() -> AutoencoderKLWan:
+    """Make a new autoencoder: 8 x 8 x 4 pixels to LATENT_CHANNELS numbers.
+
+    It starts out blind to time: taps of the convolutions on earlier frames are zero, the temporal resampling repeats or
+    drops frames. So what pictures teach serves clips from the first step on.
+    """
+    vae = AutoencoderKLWan(
+        base_dim=16,
+        decoder_base_dim=16,
+        z_dim=LATENT_CHANNELS,
+        dim_mult=[1, 4, 4],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_temporal=4,
+        scale_factor_spatial=8,
+        latents_mean=[0.0] * LATENT_CHANNELS,
+        latents_std=[1.0] * LATENT_CHANNELS,
+    )
+    for module in vae.modules():
+        if isinstance(module, nn.Conv3d) and module.kernel_size[0] > 1:
+            module.weight.data[:, :, :-1] = 0
+        if isinstance(module, WanResample) and module.mode.endswith("3d"):
+            copies = module.time_conv.out_channels // module.dim
+            module.time_conv.weight.data[:, :, -1, 0, 0] = torch.eye(module.dim).repeat(copies, 1)
+            module.time_conv.bias.data.zero_()
+        if type(module) is WanCausalConv3d:
+            module.__class__ = _PictureConv
+    vae.quant_conv.weight.data[LATENT_CHANNELS:] = 0
+    vae.quant_conv.bias.data[LATENT_CHANNELS:] = 2 * torch.tensor(LATENT_NOISE).log()
+    return vae
+
+
+# The stock encode and decode walk through a clip by chunks of four frames. Here the whole clip goes through each layer
+# at once, which gives the same numbers (tests/training/test_autoencoder.py), is quicker and can be differentiated.
+
+
+def encode_clips(vae: AutoencoderKLWan, clips: Tensor) -> Tensor:
+    """Give the mean latents (B, z, T, H / 8, W / 8), not normalised, of clips (B, 3, 4 T - 3, H, W) in -1 to 1."""
+    encoder = vae.encoder
+    states = encoder.conv_in(patchify(clips, vae.config.patch_size))
+    for block in encoder.down_blocks:
+        inner = states
+        for resnet in block.resnets:
+            inner = resnet(inner)
+        if block.downsampler is not None:
+            inner = _halve(block.downsampler, inner)
+        states = inner + block.avg_shortcut(states)
+    states = encoder.nonlinearity(encoder.norm_out(encoder.mid_block(states)))
+    return vae.quant_conv(encoder.conv_out(states)).chunk(2, dim=1)[0]
+
+
+def decode_clips(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Give the clips (B, 3, 4 T - 3, H, W), not clamped, of latents (B, z, T, H / 8, W / 8)."""
+    decoder = vae.decoder
+    states = decoder.mid_block(decoder.conv_in(vae.post_quant_conv(latents)))
+    for block in decoder.up_blocks:
+        inner = states
+        for resnet in block.resnets:
+            inner = resnet(inner)
+        if block.upsampler is not None:
+            inner = _double(block.upsampler, inner)
+        states = inner if block.avg_shortcut is None else inner + block.avg_shortcut(states, first_chunk=True)
+    states = decoder.conv_out(decoder.nonlinearity(decoder.norm_out(states)))
+    return unpatchify(states, vae.config.patch_size)
+
+
+def _halve(resample: WanResample, states: Tensor) -> Tensor:
+    states = _resample_frames(resample, states)
+    if resample.mode != "downsample3d" or states.shape[2] == 1:
+        return states
+    return torch.cat([states[:, :, :1], resample.time_conv(states)], dim=2)
+
+
+def _double(resample: WanResample, states: Tensor) -> Tensor:
+    if resample.mode == "upsample3d" and states.shape[2] > 1:
+        # the first frame stays single and is not seen by the others
+        later = resample.time_conv(states[:, :, 1:]).unflatten(1, (2, -1))
+        states = torch.cat([states[:, :, :1], later.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)], dim=2)
+    return _resample_frames(resample, states)
+
+
+def _resample_frames(resample: WanResample, states: Tensor) -> Tensor:
+    frames = states.transpose(1, 2)
+    resized = resample.resample(frames.flatten(0, 1))
+    return resized.unflatten(0, frames.shape[:2]).transpose(1, 2)
+
+
+# ---- training ----
+
+
+@dataclass(frozen=True)
+class Diet:
+    """What one step sees. crops: (how many, frames, height, width) of each kind."""
+
+    crops: tuple[tuple[int, int, int, int], ...]
+
+
+PICTURES = Diet(crops=((16, 1, 80, 80),))
+CLIPS = Diet(crops=((3, 17, 64, 64), (6, 1, 80, 80)))
+SHARPNESS = 0.5  # weight of the error in differences of neighbouring pixels, which a blur would get wrong
+ENERGY = 1e-4  # weight of the latents' squares: with the fixed spread, this is the KL term
+MUON_LR = 4e-3
+REPORT_S = 90.0
+
+
+def train_autoencoder(worker: Worker, runs: Path, diet: Diet, minutes: float) -> None:
+    """Train for some minutes, going on from runs/autoencoder.pt if there is one.
+
+    Once the latents were measured (`measure_latents`) the denoiser relies on them: only the decoder goes on learning.
+    """
+    vae, path = build_autoencoder(), runs / "autoencoder.pt"
+    decoder_only = (runs / "latents.pt").exists()
+    if decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    optimizers, step = Optimizers(vae, MUON_LR), 0
+    if path.exists():
+        saved = torch.load(path)
+        vae.load_state_dict(saved["vae"])
+        step = saved["step"]
+        if saved["decoder_only"] == decoder_only:
+            optimizers.load_state_dict(saved["optimizers"])
+    generator = Generator().manual_seed(1000 * step + worker.rank)
+    reported, loss = time.monotonic(), torch.zeros(())
+
+    def report() -> None:
+        write_log(runs / "autoencoder.jsonl", step=step, loss=loss.item(), **measure_autoencoder(vae))
+        save_checkpoint(
+            path, vae=vae.state_dict(), optimizers=optimizers.state_dict(), step=step, decoder_only=decoder_only
+        )
+
+    for lr_scale in sitting(minutes):
+        for crop in diet.crops:
+            clips = draw_crops(generator, *crop)
+            loss = reconstruction_loss(vae, clips) / len(diet.crops)
+            loss.backward()
+        optimizers.step(worker, lr_scale)
+        step += 1
+        if worker.leads and time.monotonic() - reported > REPORT_S:
+            report()
+            reported = time.monotonic()
+    if worker.leads:
+        report()
+
+
+@torch.no_grad()
+def measure_latents(runs: Path, clips: int = 150) -> None:
+    """Freeze the encoder: write its latents' mean and standard deviation, (z, 1, 1, 1) each, to runs/latents.pt."""
+    vae = build_autoencoder()
+    vae.load_state_dict(torch.load(runs / "autoencoder.pt")["vae"])
+    generator = Generator().manual_seed(5)
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = torch.cat([encode_clips(vae, draw_crops(generator, 1, 17, 80, 144)) for _ in range(clips)]).float()
+    std, mean = torch.std_mean(latents, dim=(0, 2, 3, 4))
+    save_checkpoint(runs / "latents.pt", mean=mean.view(-1, 1, 1, 1), std=std.view(-1, 1, 1, 1))
+
+
+def draw_crops(generator: Generator, count: int, frames: int, height: int, width: int) -> Tensor:
+    """Give random windows out of random clips: (count, 3, frames, height, width), float32, -1 to 1."""
+    crops = []
+    for _ in range(count):
+        motion = draw_motion(generator, frames)
+        scene = draw_scene(generator, 80, 144, motion, with_object=True)
+        clip = render(scene, motion, 80, 144)
+        top = int(torch.randint(0, 80 - height + 1, (), generator=generator))
+        left = int(torch.randint(0, 144 - width + 1, (), generator=generator))
+        crops.append(clip[:, :, top : top + height, left : left + width])
+    return torch.stack(crops)
+
+
+def reconstruction_loss(vae: AutoencoderKLWan, clips: Tensor) -> Tensor:
+    """Compare clips with what comes back through uncertain latents."""
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = encode_clips(vae, clips)
+        decoded = decode_clips(vae, latents + LATENT_NOISE * torch.randn_like(latents))
+    error = decoded.float() - clips
+    sharpness = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return (
+        error.abs().mean()
+        + 2 * error.square().mean()
+        + SHARPNESS * sharpness
+        + ENERGY * latents.float().square().mean()
+    )
+
+
+@torch.no_grad()
+def measure_autoencoder(vae: AutoencoderKLWan) -> dict[str, float]:
+    """Give the PSNR, in dB, on held-out scenes: of single photographs and of clips of 17 frames, at full size."""
+    generator = Generator().manual_seed(7)
+    photographs = (
+        torch.stack([crop_photograph(generator, 80, 144, held_out=True) for _ in range(8)])[:, :, None] * 2 - 1
+    )
+    clips = []
+    for _ in range(3):
+        motion = draw_motion(generator, 17)
+        clips.append(render(draw_scene(generator, 80, 144, motion, with_object=True, held_out=True), motion, 80, 144))
+    figures = {}
+    for name, pixels in (("photographs", photographs), ("clips", torch.stack(clips))):
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = decode_clips(vae, encode_clips(vae, pixels))
+        figures[f"psnr_{name}"] = psnr(decoded.clamp(-1, 1), pixels)
+    return figures

@@ -1,0 +1,198 @@
+"""Stage 2: the transformer with its text and image encoder learn to do what a reference clip does.
+
+Captions and the reference are learnt together: a caption, given in some of the samples, teaches to draw an effect;
+where it is missing, only the reference tells what is to happen.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from torch import Generator, Tensor, nn
+from transformers import T5TokenizerFast
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from pipeline.conditioning import DEFAULT_NEGATIVE_PROMPT, TEXT_LENGTH
+from training.autoencoder import build_autoencoder
+from training.components import (
+    IMAGE_SIZE,
+    build_image_encoder,
+    build_text_encoder,
+    build_tokenizer,
+    build_transformer,
+)
+from training.samples import Codec, Pair, Pool, Shape, landscape, portrait
+from training.sittings import Optimizers, Worker, save_checkpoint, sitting, write_log
+
+TIMESTEP_SHIFT = 5.0  # of the training noise levels towards noise, where motion is decided
+MUON_LR = 8e-3
+TEXT_SHARES = (0.3, 0.4, 0.15, 0.15)  # none, the caption, the default negative prompt, an unrelated sentence
+REPORT_S = 60.0
+
+
+# frames of a clip, how often, and how many pairs of such clips a step and worker
+LENGTHS = ((17, 0.65, 4), (49, 0.35, 2))
+
+
+class Nano(nn.Module):
+    """All that is trained in these stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = build_transformer()
+        self.text_encoder = build_text_encoder()
+        self.image_encoder = build_image_encoder()
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Inputs of one stream of the transformer: latents with mask and condition, encoded text and image."""
+
+    latents: Tensor
+    text: Tensor
+    row_counts: Tensor
+    image: Tensor
+
+
+@cache
+def unrelated_texts() -> tuple[str, ...]:
+    """Give sentences that say nothing about the video; people write such, and they must do no harm."""
+    lines = (line.strip() for text in topics.values() for line in text.splitlines())
+    return tuple(line for line in lines if line.isascii() and len(line) > 30)
+
+
+def draw_text(generator: Generator, caption: str) -> str:
+    """Draw the text that goes with a clip: its caption, none, the default negative prompt, or something unrelated."""
+    texts = unrelated_texts()
+    choices = ("", caption, DEFAULT_NEGATIVE_PROMPT, texts[int(torch.randint(0, len(texts), (), generator=generator))])
+    return choices[int(torch.multinomial(torch.tensor(TEXT_SHARES), 1, generator=generator))]
+
+
+def encode_texts(nano: Nano, tokenizer: T5TokenizerFast, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Give states (B, n + 1, text_dim) and row counts (B, n + 1); as `fold_padding`, for texts of different lengths."""
+    tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=TEXT_LENGTH, return_tensors="pt")
+    mask = tokens.attention_mask.float()
+    states = nano.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state * mask[:, :, None]
+    counts = torch.cat([mask, TEXT_LENGTH - mask.sum(dim=1, keepdim=True)], dim=1)
+    return F.pad(states, (0, 0, 0, 1)), counts
+
+
+def encode_pictures(nano: Nano, pictures: Tensor) -> Tensor:
+    """Give the image states of pictures (B, 3, height, width), -1 to 1, prepared as the image processor does."""
+    short = min(pictures.shape[2:])
+    top, left = ((size - short) // 2 for size in pictures.shape[2:])
+    square = pictures[:, :, top : top + short, left : left + short]
+    square = F.interpolate(square, (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", antialias=True).clamp(-1, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return nano.image_encoder((square / 2 + 0.5 - mean) / std, output_hidden_states=True).hidden_states[-2]
+
+
+def with_condition(latents: Tensor, conditions: Tensor) -> Tensor:
+    """Stack latents, mask and condition latents along the channels."""
+    mask = torch.zeros_like(latents[:, :4])
+    mask[:, :, 0] = 1
+    return torch.cat([latents, mask, conditions], dim=1)
+
+
+def predict(nano: Nano, timestep: Tensor, target: Streams, reference: Streams) -> Tensor:
+    """Give the velocity (B, z, T, h, w)."""
+    return nano.transformer(
+        hidden_states=target.latents,
+        timestep=timestep,
+        encoder_hidden_states=target.text,
+        encoder_hidden_states_image=target.image,
+        reference_hidden_states=reference.latents,
+        reference_encoder_hidden_states=reference.text,
+        reference_encoder_hidden_states_image=reference.image,
+        text_row_counts=target.row_counts,
+        reference_text_row_counts=reference.row_counts,
+    ).sample
+
+
+def flow_loss(nano: Nano, tokenizer: T5TokenizerFast, generator: Generator, pairs: list[Pair]) -> Tensor:
+    """Give the mean square error of the velocity over pairs, in which each clip is once the target."""
+    latents = torch.cat([pair.latents for pair in pairs]).float()
+    conditions = torch.cat([pair.conditions for pair in pairs]).float()
+    pictures = torch.cat([pair.pictures for pair in pairs])
+    texts = [draw_text(generator, pair.caption) for pair in pairs for _ in range(2)]
+    even = torch.rand(len(latents), generator=generator)
+    sigma = TIMESTEP_SHIFT * even / (1 + (TIMESTEP_SHIFT - 1) * even)
+    noise = torch.randn(latents.shape, generator=generator)
+    noisy = torch.lerp(latents, noise, sigma.view(-1, 1, 1, 1, 1))
+    other = torch.arange(len(latents)).view(-1, 2).flip(1).flatten()  # the clip beside it
+    with torch.autocast("cpu", torch.bfloat16):
+        states, counts = encode_texts(nano, tokenizer, texts)
+        images = encode_pictures(nano, pictures)
+        target = Streams(with_condition(noisy, conditions), states, counts, images)
+        clean = with_condition(latents, conditions)
+        reference = Streams(clean[other], states[other], counts[other], images[other])
+        velocity = predict(nano, sigma * 1000, target, reference)
+    return F.mse_loss(velocity.float(), noise - latents)
+
+
+def load_codec(runs: Path) -> Codec:
+    """Load the autoencoder and its latents' statistics."""
+    vae: AutoencoderKLWan = build_autoencoder().eval().requires_grad_(False)
+    vae.load_state_dict(torch.load(runs / "autoencoder.pt")["vae"])
+    statistics = torch.load(runs / "latents.pt")
+    return Codec(vae, statistics["mean"], statistics["std"])
+
+
+def load_nano(runs: Path) -> tuple[Nano, dict[str, Any] | None]:
+    """Give the model to train, and the checkpoint it comes from; a new one, without, if there is none yet."""
+    nano, path = Nano(), runs / "denoiser.pt"
+    if not path.exists():
+        return nano, None
+    saved = torch.load(path)
+    nano.load_state_dict(saved["nano"])
+    return nano, saved
+
+
+def draw_shape(generator: Generator) -> tuple[Shape, int]:
+    """Draw the shape of a step's clips, and how many pairs of them it takes."""
+    shares = torch.tensor([share for _, share, _ in LENGTHS])
+    frames, _, pairs = LENGTHS[int(torch.multinomial(shares, 1, generator=generator))]
+    return (landscape(frames) if torch.rand((), generator=generator) < 0.5 else portrait(frames)), pairs
+
+
+def train_denoiser(worker: Worker, runs: Path, minutes: float) -> None:
+    """Train for some minutes, going on from runs/denoiser.pt if there is one."""
+    torch.manual_seed(0)
+    nano, saved = load_nano(runs)
+    optimizers, samples = Optimizers(nano, MUON_LR), 0
+    if saved:
+        optimizers.load_state_dict(saved["optimizers"])
+        samples = saved["samples"]
+    tokenizer = build_tokenizer()
+    generator = Generator().manual_seed(samples * worker.count + worker.rank)
+    # both workers train on the same shape at the same time, or the quicker one would wait
+    shapes = Generator().manual_seed(samples)
+    pool = Pool(generator, load_codec(runs))
+    reported = time.monotonic()
+    losses: list[float] = []
+
+    def report() -> None:
+        write_log(runs / "denoiser.jsonl", samples=samples, loss=sum(losses) / len(losses))
+        save_checkpoint(
+            runs / "denoiser.pt", nano=nano.state_dict(), optimizers=optimizers.state_dict(), samples=samples
+        )
+
+    for lr_scale in sitting(minutes):
+        pairs = pool.draw(*draw_shape(shapes))
+        loss = flow_loss(nano, tokenizer, generator, pairs)
+        loss.backward()
+        losses.append(loss.item())
+        optimizers.step(worker, lr_scale)
+        samples += 2 * len(pairs) * worker.count
+        if worker.leads and time.monotonic() - reported > REPORT_S:
+            report()
+            losses, reported = [], time.monotonic()
+    if worker.leads:
+        report()

@@ -28,14 +28,9 @@ format: $(VENV)/.tests
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(VENV)/.tests chromium  ## all tests
+test: $(VENV)/.tests  ## all tests
+	tests/install_programs.sh
 	$(BIN)/python -m pytest
-
-.PHONY: chromium
-chromium:  # the browser tests drive Debian's Chromium
-	@command -v chromium >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 \
-	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
-	  || { echo "The tests need Chromium: install it (Debian, Ubuntu: sudo apt-get install chromium) and run again." >&2; exit 1; }
 
 nano-train: $(VENV)/.tests  ## train the small model from nothing, or go on where the last sitting ended
 	$(BIN)/python -m training

@@ -1,0 +1,1 @@
+"""Measurements a person runs by hand; their tables stand in docs/."""

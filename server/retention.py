@@ -1,0 +1,76 @@
+"""What may go: finished jobs that are too old or too large together, uploads nobody uses, what a crash left behind."""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from server.files import INPUTS, PARTS, RESULTS, UPLOADS, FileStore
+from server.job import Job, Retention
+from server.jobs import JobQueue
+from server.workshop import PREVIEWS
+
+SOURCE_PREFIX = "file:"
+ORPHAN_AGE = timedelta(hours=1)  # a file is stored some moments before its job says so
+SCRATCH_AGE = timedelta(days=1)  # what is fetched for a job is read when the job begins, and an upload is done by then
+
+
+@dataclass(frozen=True)
+class Retainer:
+    """Keeps the data of a queue within its limits. folder: holds one folder per unfinished job."""
+
+    queue: JobQueue
+    folder: Path
+    retention: Retention
+
+    def run(self) -> None:
+        """Remove what may go. Doing it twice at once does no harm."""
+        now = self.queue.now()
+        jobs = self.queue.all_jobs()
+        for job in choose_expired(jobs, self.retention, now):
+            self.queue.forget(job)
+        kept = self.queue.all_jobs()
+        self._remove_orphans(kept, now)
+        self._remove_old_uploads(kept, now)
+        self._remove_folders(kept)
+
+    def _remove_orphans(self, jobs: Iterable[Job], now: datetime) -> None:
+        known = {key for job in jobs for key in job.keys}
+        for folder in (RESULTS, PREVIEWS):
+            _remove_older(self.queue.files, folder, now - ORPHAN_AGE, known)
+        for folder in (INPUTS, PARTS):
+            _remove_older(self.queue.files, folder, now - SCRATCH_AGE, set())
+
+    def _remove_old_uploads(self, jobs: Iterable[Job], now: datetime) -> None:
+        if self.retention.max_age_s is None:
+            return
+        requests = [job.request for job in jobs if job.request and not job.status.is_final]
+        sources = {source for request in requests for source in (request.reference_video, request.image)}
+        in_use = {source.removeprefix(SOURCE_PREFIX) for source in sources}
+        _remove_older(self.queue.files, UPLOADS, now - timedelta(seconds=self.retention.max_age_s), in_use)
+
+    def _remove_folders(self, jobs: Iterable[Job]) -> None:
+        ended = {job.job_id for job in jobs if job.status.is_final}
+        for folder in self.folder.iterdir() if self.folder.exists() else ():
+            if folder.name in ended:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def choose_expired(jobs: Iterable[Job], retention: Retention, now: datetime) -> list[Job]:
+    """Choose the jobs to forget: those that ended too long ago, then the oldest until the rest is small enough."""
+    ended = sorted((job for job in jobs if job.finished_at), key=lambda job: job.finished_at or now)
+    room = float("inf") if retention.max_size_bytes is None else retention.max_size_bytes
+    age = timedelta.max if retention.max_age_s is None else timedelta(seconds=retention.max_age_s)
+    expired, used = [], 0
+    for job in reversed(ended):
+        used += job.result.size_bytes if job.result else 0
+        if used > room or now - (job.finished_at or now) > age:
+            expired.append(job)
+    return expired[::-1]
+
+
+def _remove_older(store: FileStore, folder: str, than: datetime, kept: set[str]) -> None:
+    for file in list(store.stored(folder)):
+        if file.modified_at < than and file.key not in kept:
+            store.delete(file.key)

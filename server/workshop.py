@@ -1,0 +1,264 @@
+"""One job, from its request to its files: what a worker does between taking a job and reporting how it ended."""
+
+import errno
+import gc
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from pipeline.errors import InvalidInputError, MediaError, StudioError, UnsafeContentError
+from pipeline.spec import GenerationRequest, GenerationSpec, ModelFacts, explain, settle
+from server.files import RESULTS, FileStore
+from server.job import Fault, JobError, JobProgress, JobRequest, JobResult, LogLine, News, Outcome
+
+if TYPE_CHECKING:
+    from pipeline.generate import GenerationResult, Progress
+
+log = logging.getLogger(__name__)
+
+PREVIEWS = "previews"
+PREVIEW_EVERY_S = 1.0
+RESERVE_BYTES = 8 * 2**20  # enough for the database to write down how a job ended on a disk that is full
+
+Publish = Callable[[News], None]  # raises to end the run
+Model = tuple[Any, ModelFacts]
+Generate = Callable[[GenerationSpec, Any, Path, Callable[["Progress"], None]], "GenerationResult"]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Everything a job needs besides its request. The model is loaded before the first job and stays.
+
+    resolve: source of a file -> the file here. folder: where each job has a folder of its own, which outlives a crash.
+    """
+
+    load: Callable[[], Model]
+    resolve: Callable[[str], Path]
+    store: FileStore
+    folder: Path
+    generate: Generate
+    check_media: Callable[[GenerationRequest], None]
+    clock: Callable[[], float] = time.time
+
+    @cached_property
+    def model(self) -> Model:
+        """Load the model, once."""
+        return self.load()
+
+    def run(self, job_id: str, asked: JobRequest, earlier: News | None, publish: Publish) -> Outcome:
+        """Do a job, going on from what an earlier worker left of it. Lets through what `publish` raises.
+
+        earlier: the last news of that worker. What this one leaves is for `discard`, once the outcome is written down.
+        """
+        folder = self.folder / job_id
+        reporter = Reporter(self.store, folder, self.clock, publish, earlier)
+        try:
+            self._reserve_space()
+            folder.mkdir(parents=True, exist_ok=True)
+            result = self._make(job_id, asked, folder, reporter)
+        except Exception as error:  # noqa: BLE001 - the worker's edge: whatever happened ends this job and no other
+            return Outcome(self._now(), error=self._tidy_up(job_id, error))
+        return Outcome(self._now(), result=result)
+
+    def discard(self, job_id: str) -> None:
+        """Remove what a job that has ended left to go on from."""
+        shutil.rmtree(self.folder / job_id, ignore_errors=True)
+
+    def _make(self, job_id: str, asked: JobRequest, folder: Path, reporter: "Reporter") -> JobResult:
+        reporter.tell("fetching")
+        files = {field: self._fetch(field, asked) for field in ("reference_video", "image")}
+        request = GenerationRequest.model_validate({**asked.fields, **files})
+        self.check_media(request)
+        reporter.tell("loading")
+        pipe, facts = self.model
+        # Seeded by the job's id: run again after a crash, it draws the same seed and makes the same video.
+        spec = settle(request, facts, Random(job_id))
+        made = self.generate(spec, pipe, folder, reporter)
+        reporter.tell("storing")
+        stem = name_result(made.settings)
+        return JobResult(
+            video_key=self.store.add(made.video, folder=RESULTS, name=f"{stem}.mp4"),
+            comparison_key=self.store.add(made.comparison, folder=RESULTS, name=f"{stem}-comparison.mp4"),
+            poster_key=self.store.add(made.poster, folder=RESULTS, name=f"{stem}.jpg"),
+            size_bytes=sum(path.stat().st_size for path in (made.video, made.comparison, made.poster)),
+            settings=made.settings,
+            inference_s=made.seconds,
+        )
+
+    def _fetch(self, field: str, asked: JobRequest) -> Path:
+        """Get an input here, and let an error name the field it was given in."""
+        try:
+            return self.resolve(getattr(asked, field))
+        except StudioError as error:
+            error.field = field
+            raise
+
+    def _tidy_up(self, job_id: str, error: Exception) -> JobError:
+        """Put a failed run behind us, so that the next job has the machine to itself. Gives what to tell."""
+        self.discard(job_id)
+        reported = explain_failure(error)
+        if reported.kind in ("internal", "out_of_memory", "disk_full"):
+            log.error("Job %s failed.", job_id, exc_info=error)
+        if reported.kind == "out_of_memory":
+            _free_memory()
+        if reported.kind == "disk_full":
+            self._reserve.unlink(missing_ok=True)
+        return reported
+
+    @property
+    def _reserve(self) -> Path:
+        return self.folder / "reserve"
+
+    def _reserve_space(self) -> None:
+        if not self._reserve.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._reserve.write_bytes(bytes(RESERVE_BYTES))
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self.clock(), UTC)
+
+
+class Reporter:
+    """Turns a run's progress into the job's news: stage, step, a log line each, and now and then a picture."""
+
+    def __init__(
+        self,
+        store: FileStore,
+        folder: Path,
+        clock: Callable[[], float],
+        publish: Publish,
+        earlier: News | None,
+    ) -> None:
+        self._store = store
+        self._folder = folder
+        self._clock = clock
+        self._publish = publish
+        now = self._now()
+        shown = earlier.progress.preview_key if earlier else None
+        start = JobProgress("waiting", 0, 1, now, preview_key=shown)
+        self._news = News(earlier.begun_at, start, earlier.logs) if earlier else News(now, start)
+        self._previewed = 0.0
+        if earlier:
+            self._log("The program that made this video ended; going on.", "WARN")
+
+    def __call__(self, progress: "Progress") -> None:
+        """Take what `pipeline.generate` reports."""
+        begins = progress.stage == "denoising" and self._news.progress.steps_began_at is None
+        now = self._news.progress
+        if begins:
+            now = replace(now, steps_began_at=self._now(), first_step=progress.step)
+        key = self._draw(progress)
+        line = f"{progress.stage} {progress.step}/{progress.total}" if progress.step else progress.stage
+        self._tell(replace(now, stage=progress.stage, step=progress.step, total=progress.total, preview_key=key), line)
+
+    def tell(self, stage: str) -> None:
+        """Report a stage that `pipeline.generate` knows nothing of."""
+        self._tell(replace(self._news.progress, stage=stage, step=0, total=1), stage)
+
+    def _tell(self, progress: JobProgress, line: str) -> None:
+        before, after = self._news.progress.preview_key, progress.preview_key
+        self._news = replace(self._news, progress=progress)
+        self._log(line, "INFO")
+        unused = before
+        try:
+            self._publish(self._news)
+        except BaseException:
+            unused = after  # nobody will ever hear of the new one
+            raise
+        finally:
+            if unused is not None and before != after:
+                self._store.delete(unused)
+
+    def _log(self, message: str, level: str) -> None:
+        self._news = replace(self._news, logs=(*self._news.logs, LogLine(message, level, self._now())))
+
+    def _draw(self, progress: "Progress") -> str | None:
+        """Store a moving picture of the latents, at most once a second. Gives the key of the newest."""
+        shown = self._news.progress.preview_key
+        if progress.preview is None or self._clock() - self._previewed < PREVIEW_EVERY_S:
+            return shown
+        self._previewed = self._clock()
+        first, *others = progress.preview.frames()
+        path = self._folder / "preview.webp"
+        first.save(path, save_all=True, append_images=others, duration=125, loop=0, quality=60)
+        return self._store.add(path, folder=PREVIEWS)
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+
+def name_result(settings: Mapping[str, Any]) -> str:
+    """Give a file name, without its extension, that tells one result from the next: the first words and the seed."""
+    words = "".join(letter if letter.isalnum() else " " for letter in settings["prompt"].lower()).split()
+    return "-".join([*words[:6], str(settings["seed"])])[:80]
+
+
+def explain_failure(error: Exception) -> JobError:
+    """Turn what a run raised into a kind, a sentence for a person, and the inputs to blame."""
+    causes = list(_chain(error))
+    if any(_is_out_of_memory(cause) for cause in causes):
+        message = "The machine ran out of memory; try fewer frames or a lower resolution."
+        return JobError("out_of_memory", message)
+    if any(_is_disk_full(cause) for cause in causes):
+        return JobError("disk_full", "The disk of the machine that makes the videos is full; tell its operator.")
+    match error:
+        case ValidationError():
+            types = [finding["type"] for finding in error.errors(include_url=False)]
+            found = explain(error)
+            faults = tuple(Fault(e.field, e.message, t) for e, t in zip(found, types, strict=True))
+            return JobError("invalid_input", " ".join(fault.message for fault in faults), faults)
+        case StudioError() if error.field in GenerationRequest.model_fields or isinstance(error, InvalidInputError):
+            return JobError("invalid_input", error.message, (Fault(error.field, error.message, fault_type(error)),))
+        case StudioError():
+            return JobError("internal", error.message)
+        case _:
+            message = "Something went wrong while making the video; the log of the program says what. Please try again."
+            return JobError("internal", message)
+
+
+def fault_type(error: StudioError) -> str:
+    """Give the word programs know a fault by: the error's own `fault_type` where it has one."""
+    own = getattr(error, "fault_type", None)
+    if isinstance(own, str):
+        return own
+    if isinstance(error, UnsafeContentError):
+        return "content_policy_violation"
+    if isinstance(error, MediaError):
+        return "image_load_error" if error.field == "image" else "unsupported_video_format"
+    return "value_error"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch says it with its own class on a GPU, and with a plain RuntimeError on a CPU.
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(sign in str(error).lower() for sign in ("out of memory", "can't allocate memory", "not enough memory"))
+    )
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "database or disk is full" in str(error)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,156 @@
+"""What may go: by age, by size, what a crash left; never what is still in use."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from server.files import INPUTS, PARTS, RESULTS, UPLOADS, FileStore
+from server.job import Job, JobError, JobRequest, JobResult, JobStatus, Retention
+from server.jobs import JobQueue
+from server.retention import Retainer, choose_expired
+from tests.server.fake_generation import make_files, make_request
+
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+DAY_S = 86_400.0
+
+
+def ended(name: str, days_ago: float, size_bytes: int) -> Job:
+    moment = NOW - timedelta(days=days_ago)
+    result = JobResult("v", "c", "p", size_bytes, {}, 1.0)
+    return Job(name, "ann", JobStatus.SUCCEEDED, None, None, None, (), result, None, moment, moment, moment)
+
+
+WAITING = dataclasses.replace(ended("w", 99, 0), status=JobStatus.WAITING, result=None, finished_at=None)
+
+
+@pytest.mark.parametrize(
+    ("retention", "expired"),
+    [
+        (Retention(), ""),
+        (Retention(max_age_s=3 * DAY_S), ""),
+        (Retention(max_age_s=3 * DAY_S - 1), "a"),
+        (Retention(max_size_bytes=60), ""),
+        (Retention(max_size_bytes=59), "a"),
+        (Retention(max_size_bytes=29), "ab"),
+        (Retention(max_size_bytes=0), "abc"),
+        (Retention(max_age_s=1.5 * DAY_S, max_size_bytes=60), "ab"),
+    ],
+)
+def test_the_oldest_go_first(retention: Retention, expired: str) -> None:
+    """Too old goes; then the oldest, until the rest is small enough. What has not ended never goes."""
+    jobs = [ended("b", 2, 20), ended("c", 1, 10), WAITING, ended("a", 3, 30)]
+
+    chosen = choose_expired(jobs, retention, NOW)
+
+    assert [job.job_id for job in chosen] == list(expired)
+
+
+class Clock:
+    """The real time, moved ahead."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        """Give the seconds since 1970."""
+        return time.time() + self.ahead_s
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> FileStore:
+    return make_files(tmp_path)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def queue(tmp_path: Path, files: FileStore, clock: Clock) -> Iterator[JobQueue]:
+    with closing(JobQueue(f"sqlite:///{tmp_path}/queue.sqlite", files, clock=clock)) as queue:
+        yield queue
+
+
+def store(files: FileStore, tmp_path: Path, folder: str) -> str:
+    path = tmp_path / "some.mp4"
+    path.write_text("some")
+    return files.add(path, folder=folder)
+
+
+def test_jobs_and_uploads_go_when_they_are_too_old(
+    queue: JobQueue, files: FileStore, clock: Clock, tmp_path: Path
+) -> None:
+    """Both stay for as long as the operator said, and then both go."""
+    job = queue.submit_invalid(JobError("invalid_input", "No."), owner="ann")
+    upload = store(files, tmp_path, UPLOADS)
+    retainer = Retainer(queue, tmp_path / "jobs", Retention(max_age_s=7 * DAY_S))
+    clock.ahead_s = 6.9 * DAY_S
+    retainer.run()
+    before = queue.get(job.job_id), files.exists(upload)
+    clock.ahead_s = 7.1 * DAY_S
+
+    retainer.run()
+
+    assert before == (job, True)
+    assert (queue.get(job.job_id), files.exists(upload)) == (None, False)
+
+
+def test_the_files_of_a_waiting_job_stay(queue: JobQueue, files: FileStore, clock: Clock, tmp_path: Path) -> None:
+    """However old they are: the job still needs them."""
+    video, image = (store(files, tmp_path, UPLOADS) for _ in range(2))
+    job = queue.submit(JobRequest(make_request().fields, f"file:{video}", f"file:{image}"), owner="ann")
+    clock.ahead_s = 1000 * DAY_S
+
+    Retainer(queue, tmp_path / "jobs", Retention(max_age_s=DAY_S, max_size_bytes=0)).run()
+
+    assert queue.get(job.job_id) == job
+    assert files.exists(video)
+    assert files.exists(image)
+
+
+def test_results_that_no_job_knows_go(queue: JobQueue, files: FileStore, clock: Clock, tmp_path: Path) -> None:
+    """A crash between storing a result and saying so leaves a file; it goes after an hour, whatever the limits."""
+    orphan = store(files, tmp_path, RESULTS)
+    retainer = Retainer(queue, tmp_path / "jobs", Retention())
+    retainer.run()
+    before = files.exists(orphan)
+    clock.ahead_s = 3601
+
+    retainer.run()
+
+    assert (before, files.exists(orphan)) == (True, False)
+
+
+@pytest.mark.parametrize("folder", [INPUTS, PARTS])
+def test_what_was_fetched_for_a_moment_goes_after_a_day(
+    queue: JobQueue, files: FileStore, clock: Clock, tmp_path: Path, folder: str
+) -> None:
+    """Copies of what lies elsewhere, and parts of uploads nobody finished, have no limit to wait for."""
+    key = store(files, tmp_path, folder)
+    retainer = Retainer(queue, tmp_path / "jobs", Retention())
+    clock.ahead_s = 0.9 * DAY_S
+    retainer.run()
+    before = files.exists(key)
+    clock.ahead_s = 1.1 * DAY_S
+
+    retainer.run()
+
+    assert (before, files.exists(key)) == (True, False)
+
+
+def test_the_folders_of_ended_jobs_go(queue: JobQueue, tmp_path: Path) -> None:
+    """What a job kept to go on from is of no use after its end; a waiting one's stays."""
+    waiting, stopped = (queue.submit(make_request(), owner="ann").job_id for _ in range(2))
+    queue.cancel(stopped)
+    for name in (waiting, stopped):
+        (tmp_path / "jobs" / name).mkdir(parents=True)
+
+    Retainer(queue, tmp_path / "jobs", Retention()).run()
+
+    assert [folder.name for folder in (tmp_path / "jobs").iterdir()] == [waiting]

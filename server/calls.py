@@ -1,0 +1,192 @@
+"""What every route of the API needs of a call: who calls, from where, with what body; and how we answer."""
+
+import json
+import re
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from fastapi import Depends, Request
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipeline.errors import StudioError
+from server.fetch import FetchRules
+from server.files import FileStore
+from server.jobs import JobQueue
+from server.keys import OPEN_OWNER, KeyRing
+from server.schema import ERROR_TYPE_HEADER, REQUEST_ID_HEADER, Answer, Urls
+from server.signing import Signer
+
+MAX_JSON_BYTES = 1024 * 1024  # of bodies that hold no files
+# Of an input, whose data URIs are a third longer than their files. Larger files are better uploaded.
+MAX_INPUT_BYTES = 128 * 1024 * 1024
+MAX_IGNORED_BYTES = 32 * 1024 * 1024  # three parts of an upload
+
+_HOST = re.compile(r"[\w.-]+(:\d+)?|\[[0-9a-fA-F:.]+\](:\d+)?")
+_SCHEMES = ("Key", "Bearer")
+
+
+@dataclass(frozen=True)
+class ApiServices:
+    """What the API stands on.
+
+    public_url: our address as clients see it; None: told from each call. cors_origins: pages of other origins that may
+    call from a browser. scratch_dir: where uploads lie until they are whole; best on the disk of the store.
+    """
+
+    queue: JobQueue
+    files: FileStore
+    keys: KeyRing
+    signer: Signer
+    scratch_dir: Path
+    rules: FetchRules = field(default_factory=FetchRules)
+    public_url: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    max_upload_bytes: int = 200 * 1024 * 1024
+
+
+class CallError(Exception):
+    """A call that cannot be answered as asked."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer)
+        self.answer = answer
+
+
+def refusal(status_code: int, detail: str, error_type: str | None = None) -> CallError:
+    """Make the error of a call: a sentence, and fal's word for its kind where there is one."""
+    if error_type is None:
+        return CallError(Answer(status_code, {"detail": detail}))
+    return CallError(Answer(status_code, {"detail": detail, "error_type": error_type}, {ERROR_TYPE_HEADER: error_type}))
+
+
+def respond(answer: Answer, request_id: str | None = None) -> JSONResponse:
+    """Turn an answer into a response, with the queue's id where there is one."""
+    headers = dict(answer.headers) | ({REQUEST_ID_HEADER: request_id} if request_id else {})
+    return JSONResponse(dict(answer.body), answer.status_code, headers)
+
+
+# Asynchronous though they wait for nothing: FastAPI would hand each to a thread, on every poll.
+async def get_services(request: Request) -> ApiServices:
+    """Give what the API stands on."""
+    return request.app.state.services
+
+
+Services = Annotated[ApiServices, Depends(get_services)]
+
+
+async def get_urls(request: Request, services: Services) -> Urls:
+    """Give the addresses to hand out in this answer."""
+    return Urls(base_url(request.headers, request.url.scheme, services.public_url))
+
+
+CallUrls = Annotated[Urls, Depends(get_urls)]
+
+
+def base_url(headers: Headers, scheme: str, public_url: str | None) -> str:
+    """Tell our own address: as configured, else as the reverse proxy says, else as the client called us."""
+    if public_url:
+        return public_url.rstrip("/")
+    host = _first(headers.get("x-forwarded-host")) or headers.get("host", "")
+    if not _HOST.fullmatch(host):
+        raise refusal(400, "The Host header does not name a host.", "bad_request")
+    forwarded = _first(headers.get("x-forwarded-proto")).lower()
+    return f"{forwarded if forwarded in ('http', 'https') else scheme}://{host}"
+
+
+async def authenticate(request: Request, services: Services, urls: CallUrls) -> str:
+    """Give the owner whose key came with the call. An open server takes any key and none."""
+    if services.keys.is_open:
+        _refuse_foreign_page(request, services.cors_origins, urls)
+        return OPEN_OWNER
+    owner = services.keys.owner_of(credentials(request.headers))
+    if owner is None:
+        raise refusal(401, "This server needs a key: send the header “Authorization: Key <your key>”.")
+    return owner
+
+
+Owner = Annotated[str, Depends(authenticate)]
+
+
+def credentials(headers: Mapping[str, str]) -> str:
+    """Give what the Authorization header holds after its scheme; nothing for schemes we do not know."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    return value.strip() if scheme.title() in _SCHEMES else ""
+
+
+def _refuse_foreign_page(request: Request, allowed: tuple[str, ...], urls: Urls) -> None:
+    """Keep pages of other origins from using an open server through the browser of someone who may reach it."""
+    origin = request.headers.get("origin")
+    if origin is None or request.method in ("GET", "HEAD") or origin in allowed or "*" in allowed:
+        return
+    if urlsplit(origin).netloc != urlsplit(urls.base).netloc:
+        raise refusal(403, f"Pages of {origin} may not call this server; its operator can allow them.")
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Read a whole body. Raises CallError 413."""
+    body = bytearray()
+    async for chunk in limited(request, max_bytes, too_large(max_bytes)):
+        body += chunk
+    return bytes(body)
+
+
+async def limited(request: Request, max_bytes: int, error: CallError) -> AsyncIterator[bytes]:
+    """Give the body in chunks; raise the error when there is more than that.
+
+    Reads on for a while before it does: who is cut off while sending sees a broken connection, and sends it all again.
+    """
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= max_bytes:
+            yield chunk
+        elif size > max_bytes + MAX_IGNORED_BYTES:
+            break
+    if size > max_bytes:
+        raise error
+
+
+def parse_json(body: bytes) -> Any:
+    """Read JSON. Raises CallError 400."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise refusal(400, "The body is not valid JSON.", "bad_request") from error
+
+
+def too_large(max_bytes: int) -> CallError:
+    """Make the error of a body that is too large."""
+    return refusal(413, f"The body is larger than {max_bytes // 2**20} MB; send a smaller file.")
+
+
+def from_studio_error(error: StudioError, status_code: int) -> CallError:
+    """Make the error of a call from one of ours."""
+    return refusal(status_code, error.message)
+
+
+def _first(text: str | None) -> str:
+    """Give the first of a list in a header: the one that the outermost proxy wrote."""
+    return (text or "").partition(",")[0].strip()
+
+
+class RequestIds:
+    """Puts an x-fal-request-id on every response; routes that know the queue's id have set it already."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one call."""
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).setdefault(REQUEST_ID_HEADER, str(uuid.uuid4()))
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)

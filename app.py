@@ -1,52 +1,88 @@
-"""Video-As-Prompt Studio: settings -> model -> page -> serve. `python app.py --help` lists the options."""
+"""Video-As-Prompt Studio: settings -> queue -> worker -> API and page -> serve. `python app.py --help` has options."""
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import StudioError
 from pipeline.presets import PRESETS_FOLDER, Preset, load_presets
 from server.settings import Settings, prepare_environment, read_settings, settle_port
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from server.jobs import JobQueue
+    from server.workshop import Model
+
 ASSETS = Path(__file__).resolve().parent / "assets"
-MAX_UPLOAD = "200mb"
+STOP_TIMEOUT_S = 10.0  # for the running step; what takes longer goes on after the next start
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve until Ctrl-C. A setting or preset that cannot work ends with a sentence and exit code 2."""
+    """Serve until Ctrl-C. A setting, preset or database that cannot work ends with a sentence and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = read_settings(arguments)
         port = settle_port(settings)
         prepare_environment(settings)
         presets = load_presets()
+        # Imported late, as all below: --help should not wait for the queue and the page.
+        from server.assembly import open_files, open_queue
+
+        queue = open_queue(settings, open_files(settings))
     except StudioError as error:
         sys.stderr.write(f"{error.message}\n")
         return 2
-    serve(settings, port, presets)
+    with closing(queue):
+        run(settings, port, presets, queue)
     return 0
 
 
-def serve(settings: Settings, port: int, presets: Sequence[Preset]) -> None:
-    """Open the page at once, and load the model meanwhile."""
-    # Imported late: Gradio reads the environment on import, and --help should not wait for it.
+def run(settings: Settings, port: int, presets: Sequence[Preset], queue: "JobQueue") -> None:
+    """Serve, and make the videos unless workers elsewhere do."""
+    from server.assembly import make_worker
+    from server.loading import load_in_background
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends us as Ctrl-C does
+    if not settings.worker:
+        serve(settings, port, presets, queue, None)
+        return
+    model = load_in_background(settings.model)
+    worker = make_worker(settings, queue, load=model.result)
+    worker.start()
+    try:
+        serve(settings, port, presets, queue, model)
+    finally:
+        worker.stop(STOP_TIMEOUT_S)
+
+
+def serve(
+    settings: Settings, port: int, presets: Sequence[Preset], queue: "JobQueue", model: "Future[Model] | None"
+) -> None:
+    """Open the page at once, with the API beside it, and stay until told to end."""
+    from server.api import api_routes
+    from server.assembly import MAX_UPLOAD_BYTES, make_api, make_studio
     from server.events import connect
-    from server.runs import Studio, load_in_background
     from server.theme import StudioTheme
     from server.ui import build_page
 
-    model = load_in_background(settings.model)
-    page = build_page(presets)
-    connect(page, Studio(model, settings.results_dir), settings.model)
+    api = make_api(settings, queue)
+    studio = make_studio(settings, api, model)
+    page = build_page(presets, studio.browser_secret, safety_forced=settings.force_safety_checker)
+    connect(page, studio)
     page.blocks.launch(
         server_name=settings.host,
         server_port=port,
         share=settings.share,
         auth=settings.login,
-        allowed_paths=[str(settings.results_dir), str(ASSETS), str(PRESETS_FOLDER), *_allowed_by_gradio()],
-        max_file_size=MAX_UPLOAD,
+        app_kwargs={"routes": api_routes(api)},
+        allowed_paths=[str(ASSETS), str(PRESETS_FOLDER), *_allowed_by_gradio()],
+        max_file_size=MAX_UPLOAD_BYTES,
         theme=StudioTheme(),
         css_paths=[ASSETS / "page.css"],
         js=(ASSETS / "page.js").read_text(encoding="utf-8"),

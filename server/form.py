@@ -1,13 +1,13 @@
 """What stands in the form -> GenerationRequest, or the problems of each field as sentences."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipeline.errors import StudioError
 from pipeline.presets import Preset
-from pipeline.spec import GenerationRequest, explain
+from pipeline.spec import GenerationRequest, default, explain
 
 # The fields of a request that the page asks for, in the order of the page.
 FIELDS = (
@@ -25,12 +25,16 @@ FIELDS = (
     "negative_prompt",
     "reference_start_s",
     "reference_end_s",
+    "enable_safety_checker",
 )
 # Those behind "More settings": a problem there has to open it.
 FOLDED_FIELDS = FIELDS[8:]
 
 # Media speaks of its own arguments; on the page they have the request's names.
 _FIELD_OF_ARGUMENT = {"start_s": "reference_start_s", "end_s": "reference_end_s"}
+
+SOURCES = ("reference_video", "image")
+REQUIRED = tuple(name for name, field in GenerationRequest.model_fields.items() if field.is_required())
 
 CheckInputs = Callable[[GenerationRequest], None]
 
@@ -40,8 +44,20 @@ def read_form(values: Sequence[Any]) -> GenerationRequest:
 
     Empty fields are left out: their defaults hold, and where there is none, they are missing.
     """
-    filled = {field: value for field, value in zip(FIELDS, values, strict=True) if value is not None}
-    return GenerationRequest(**{field: value for field, value in filled.items() if str(value).strip()})
+    return GenerationRequest(**_filled(values))
+
+
+def read_what_fits(values: Sequence[Any]) -> dict[str, Any]:
+    """Give the fields that are in order, by name and as plain values; whatever is not, or not yet, is left out."""
+    filled = _filled(values)
+    try:
+        GenerationRequest(**filled)
+    except ValidationError as error:
+        wrong = {finding["loc"][0] if finding["loc"] else "reference_end_s" for finding in error.errors()}
+        filled = {field: value for field, value in filled.items() if field not in wrong}
+    missing: dict[str, Any] = {field: "-" for field in REQUIRED if field not in filled}
+    request = GenerationRequest(**filled, **missing)
+    return request.model_dump(mode="json", exclude_unset=True, exclude=set(missing))
 
 
 def find_problems(values: Sequence[Any], check_inputs: CheckInputs) -> dict[str, str]:
@@ -64,6 +80,25 @@ def place_problem(error: StudioError) -> dict[str, str]:
 def fill_form(preset: Preset) -> tuple[Any, ...]:
     """Give the form's values for an example, in the order of FIELDS. Numbers in text fields are written out."""
     return tuple(_to_field(getattr(preset.request, field)) for field in FIELDS)
+
+
+def fill_from_settings(settings: Mapping[str, Any], files: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Give the form's values for the settings of a job and its files by field, in the order of FIELDS.
+
+    A file that is gone leaves its field empty.
+    """
+    chosen = {field: _to_field(settings.get(field, _unset(field))) for field in FIELDS}
+    values = {**chosen, **{field: files.get(field) for field in SOURCES}}
+    return tuple(values[field] for field in FIELDS)
+
+
+def _unset(field: str) -> Any:
+    return None if field in REQUIRED else default(field)
+
+
+def _filled(values: Sequence[Any]) -> dict[str, Any]:
+    given = {field: value for field, value in zip(FIELDS, values, strict=True) if value is not None}
+    return {field: value for field, value in given.items() if str(value).strip()}
 
 
 def _to_field(value: Any) -> Any:

@@ -1,15 +1,19 @@
 """What the page says beside its fields, as HTML: pure functions from values to markup. Everything given is escaped."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 from pipeline.media import VideoInfo
 from pipeline.spec import ModelFacts
-from server.runs import News
+from server.files import split_key
+from server.job import Job, JobProgress, JobResult, JobStatus
 
 STAGES: Mapping[str, str] = {
-    "waiting": "Waiting for the machine to be free",
+    "waiting": "Getting ready",
+    "fetching": "Fetching your files",
     "loading": "Loading the model",
     "reading": "Reading your clip and picture",
     "checking": "Safety check",
@@ -17,18 +21,22 @@ STAGES: Mapping[str, str] = {
     "denoising": "Drawing the video",
     "decoding": "Turning it into frames",
     "saving": "Saving the file",
+    "storing": "Putting it on the shelf",
 }
 # Where each stage starts on the bar; drawing takes nearly all of the time.
 _STARTS = {
     "waiting": 0.0,
+    "fetching": 0.0,
     "loading": 0.01,
     "reading": 0.02,
-    "checking": 0.03,  # the first time; the bar does not go back for the second
+    "checking": 0.03,  # the first time
     "encoding": 0.04,
     "denoising": 0.08,
     "decoding": 0.86,
     "saving": 0.95,
+    "storing": 0.98,
 }
+_SECOND_CHECK_START = 0.93
 
 SETTING_LABELS: Mapping[str, str] = {
     "seed": "Seed",
@@ -102,26 +110,84 @@ def clip_facts(info: VideoInfo) -> str:
     )
 
 
-def progress_bar(news: News, share: float = 0.0) -> str:
-    """Show where a run is: the stage in words, the step, the time left, and a bar filled to a share of 0 to 1."""
-    stage = STAGES[news.stage]
-    details = [f"step {news.step} of {news.total}"] if news.stage == "denoising" else []
-    if news.seconds_left is not None:
-        details.append(f"{spell_time(news.seconds_left)} left")
+def job_progress(job: Job, now: datetime) -> str:
+    """Show where a job is that has not ended."""
+    if job.status is JobStatus.WAITING:
+        return progress_bar("Waiting in line", place_in_line(job.position), 0.0)
+    progress = job.progress or JobProgress("waiting", 0, 1, now)
+    return progress_bar(STAGES[progress.stage], ", ".join(_details(progress, now)), fraction_done(progress))
+
+
+def progress_bar(stage: str, details: str, share: float) -> str:
+    """Show how far something is: in words, and by a bar filled to a share of 0 to 1."""
     percent = round(share * 100)
     return (
-        f'<div class="progress"><p><span role="status">{stage}</span><span>{", ".join(details)}</span></p>'
+        f'<div class="progress"><p><span role="status">{stage}</span><span>{details}</span></p>'
         f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100"'
         f' aria-valuenow="{percent}"><div style="width:{percent}%"></div></div></div>'
     )
 
 
-def fraction_done(news: News) -> float:
+def place_in_line(position: int | None) -> str:
+    """Say how many stand before a waiting job."""
+    match position:
+        case None | 0:
+            return "you are next"
+        case 1:
+            return "one ahead of you"
+        case _:
+            return f"{position} ahead of you"
+
+
+def _details(progress: JobProgress, now: datetime) -> list[str]:
+    if progress.stage != "denoising":
+        return []
+    left = seconds_left(progress, now)
+    words = [] if left is None else [f"{spell_time(left)} left"]
+    return [f"step {progress.step} of {progress.total}", *words]
+
+
+def seconds_left(progress: JobProgress, now: datetime) -> float | None:
+    """Estimate how long the drawing still takes, from the pace of this run's steps; None: not known yet."""
+    if progress.stage != "denoising" or progress.steps_began_at is None or progress.first_step is None:
+        return None
+    done = progress.step - progress.first_step
+    if done <= 0:
+        return None
+    return (now - progress.steps_began_at).total_seconds() / done * (progress.total - progress.step)
+
+
+def fraction_done(progress: JobProgress) -> float:
     """Give how far along a run is, 0 to 1."""
-    start = _STARTS[news.stage]
-    if news.stage != "denoising":
+    if progress.stage == "checking" and progress.steps_began_at is not None:
+        return _SECOND_CHECK_START
+    start = _STARTS[progress.stage]
+    if progress.stage != "denoising":
         return start
-    return start + (_STARTS["decoding"] - start) * news.step / news.total
+    return start + (_STARTS["decoding"] - start) * progress.step / progress.total
+
+
+def preview_picture(source: str) -> str:
+    """Show how the video looks so far. source: a URL."""
+    return f'<img class="preview" src="{escape(source)}" alt="The video as it looks so far">'
+
+
+def player(key: str, label: str) -> str:
+    """Play a stored video, over and over."""
+    return (
+        f'<video src="{file_url(key)}" aria-label="{escape(label)}" controls autoplay loop muted playsinline></video>'
+    )
+
+
+def download_link(result: JobResult) -> str:
+    """Offer the video's file."""
+    url, name = file_url(result.video_key), escape(split_key(result.video_key).name)
+    return f'<a class="button primary" id="download" href="{url}" download="{name}">Download MP4</a>'
+
+
+def file_url(key: str) -> str:
+    """Give the address of a stored file, relative to the page: it may be served below any path."""
+    return escape(f"fal/cdn/files/{quote(key)}")
 
 
 def spell_time(seconds: float) -> str:
@@ -153,6 +219,32 @@ def _setting_row(label: str, value: str, kind: str) -> str:
     return f'<div class="{kind}"><dt>{label}</dt><dd>{escape(value)}</dd></div>'
 
 
+def program(language: str, text: str) -> str:
+    """Show a program, with a button that copies it."""
+    return (
+        f'<div class="program"><button type="button" class="button" data-copy>Copy</button><pre tabindex="0"'
+        f' role="region" aria-label="{escape(language)} program"><code>{escape(text)}</code></pre></div>'
+    )
+
+
+def code_notes(*, needs_key: bool, has_files: bool) -> str:
+    """Say what to know before running the programs."""
+    notes = [
+        "The settings of the form as a program, ready to run against this studio with the clients made for fal. What a "
+        'program asks for waits in the same line as what you ask for here. Every call is in <a href="docs">the '
+        "reference</a>."
+    ]
+    if not has_files:
+        notes.append("A clip or a picture is missing; addresses of example.com stand in their place.")
+    if needs_key:
+        notes.append("This studio asks for a key: set FAL_KEY to one that <code>python -m server.keys</code> created.")
+    warning = (
+        '<p class="notice warning"><strong>Keep every line of the configuration.</strong> Where one is missing, '
+        "fal’s clients call the real fal without a word, with your key and your files.</p>"
+    )
+    return "".join(f"<p>{note}</p>" for note in notes) + warning
+
+
 def model_loading(name: str) -> str:
     """Say that the model is on its way."""
     return _model_card(f"Loading the model {name}", "You can fill in everything meanwhile.", "loading")
@@ -165,11 +257,16 @@ def model_ready(facts: ModelFacts) -> str:
     short, long = facts.render_size
     return _model_card(
         f"Small model “{facts.name}”: {long}x{short}, scaled up",
-        "It runs on any computer and shows how the studio works. It knows simple effects such as growing, sliding, "
-        "fading and changes of light, and its pictures are soft. For film quality start the studio with --model 14b, "
-        "which needs a large graphics card.",
+        "It runs on any computer and shows how the studio works. It takes over changes of light, such as nightfall or "
+        "a fade to black, but hardly any movement yet, and its pictures are soft. For film quality start the studio with "
+        "--model 14b, which needs a large graphics card.",
         "ready",
     )
+
+
+def model_elsewhere() -> str:
+    """Say that this program makes no videos itself; with which model others do, it does not know."""
+    return _model_card("The videos are made on other machines", "They take them in the order of the line.", "ready")
 
 
 def model_failed(sentence: str) -> str:

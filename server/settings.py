@@ -28,6 +28,8 @@ GRADIO_VARIABLES: Mapping[str, str] = {
     "share": "GRADIO_SHARE",
 }
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+
 WANTED: Mapping[str, str] = {"port": "a whole number from 0 to 65535", "share": "true or false"}
 
 
@@ -53,6 +55,21 @@ class Settings(BaseSettings):
     model: str = Field("nano", description="nano, 14b, a folder in the released layout, or a hub repository.")
     auth: SecretStr | None = Field(None, description="name:password that visitors must give.")
     data_dir: Path = Field(Path("data"), description="Folder for everything the app writes.")
+    worker: bool = Field(True, description="Make the videos in this process; if not, workers elsewhere do.")
+    database_url: str | None = Field(
+        None, description="postgresql://... for several machines; none: a file in data-dir."
+    )
+    files_url: str | None = Field(
+        None, description="Folder or fsspec URL (s3://...) all machines reach; none: data-dir."
+    )
+    public_url: str | None = Field(None, description="The server's address as clients see it; none: told by each call.")
+    allow_private_urls: bool = Field(False, description="Fetch inputs from, and send webhooks to, private addresses.")
+    cors_origins: str = Field("", description="Origins whose pages may call the API, with commas between; * for all.")
+    force_safety_checker: bool = Field(False, description="Check every video, whatever a request says.")
+    max_active_jobs: int = Field(20, ge=1, description="Generations one owner may have waiting and running.")
+    max_waiting_jobs: int = Field(200, ge=1, description="Generations that may wait in all.")
+    keep_days: float | None = Field(None, gt=0, description="Days until a finished generation is removed; none: never.")
+    keep_gb: float | None = Field(None, gt=0, description="GiB of results to keep, oldest removed first; none: all.")
 
     @field_validator("auth")
     @classmethod
@@ -88,18 +105,29 @@ class Settings(BaseSettings):
         return name, password
 
     @property
-    def results_dir(self) -> Path:
-        """Give the folder that holds one folder per finished video."""
-        return self.data_dir / "results"
+    def serves_itself_only(self) -> bool:
+        """Whether nobody beyond this machine is let in, and nobody on it is asked who they are."""
+        return self.host in LOOPBACK and not self.share and self.auth is None
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Give the origins whose pages may call the API."""
+        return tuple(origin.strip().rstrip("/") for origin in self.cors_origins.split(",") if origin.strip())
 
 
-def read_settings(arguments: Sequence[str]) -> Settings:
+class WorkerSettings(Settings):
+    """Make the videos that others ask for: a worker without a page, on the database they share."""
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m server.worker")
+
+
+def read_settings(arguments: Sequence[str], kind: type[Settings] = Settings) -> Settings:
     """Read the settings from the command line and the environment.
 
     Raises InvalidInputError with one sentence when an option is unknown or has a value it cannot have.
     """
     try:
-        return CliApp.run(Settings, cli_args=list(arguments), cli_exit_on_error=False)
+        return CliApp.run(kind, cli_args=list(arguments), cli_exit_on_error=False)
     except ValidationError as error:
         finding = error.errors(include_url=False)[0]
         field = str(finding["loc"][0]) if finding["loc"] else "port"
@@ -140,7 +168,7 @@ def prepare_environment(settings: Settings) -> None:
         "TMPDIR": settings.data_dir / "tmp",
     }
     try:
-        for folder in [*folders.values(), settings.results_dir]:
+        for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         message = f"The data folder {settings.data_dir} cannot be written ({_reason(error)}); try another --data-dir."

@@ -1,24 +1,31 @@
 """The Gradio page: what stands where. What its buttons do is in events.py, what it says in panels.py."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
 
 import gradio as gr
 from gradio.components import Component
-from gradio.data_classes import ImageData
 
 from pipeline.presets import Preset
-from pipeline.spec import FRAME_STRIDE, AspectRatio, Resolution, default, limits
 from server import panels
+from server.fields import FieldBuilder
 from server.form import FIELDS
 
 TITLE = "Video-As-Prompt Studio"
 CACHE_CHECK_S, CACHE_AGE_S = 3600, 86400  # Gradio's copies of uploads and results; the results themselves stay
 
-CLIP_TYPES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif")
-ASPECT_LABELS: Mapping[str, str] = {"9:16": "Upright 9:16", "16:9": "Wide 16:9"}
+CREATE_TAB = "create"
+LANGUAGES = ("cURL", "Python", "JavaScript")
+# Of a list of jobs: hands over which button of which job was pressed; deleting is asked for twice.
+PRESS_BUTTONS = """
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-action]");
+  if (!button) return;
+  const { action, job } = button.dataset;
+  if (action === "delete" && !confirm("Delete this for good?")) return;
+  trigger("click", { action, job });
+});
+"""
 
 
 @dataclass(frozen=True)
@@ -44,40 +51,79 @@ class Form:
 class ResultView:
     """The output side."""
 
+    copy_link: gr.Button
     status: gr.HTML
+    preview: gr.HTML
     empty: gr.HTML
     finished: gr.Column
-    video: gr.Video
-    comparison: gr.Video
-    download: gr.DownloadButton
+    video: gr.HTML
+    comparison: gr.HTML
+    download: gr.HTML
     use_seed: gr.Button
+    use_settings: gr.Button
     settings: gr.HTML
 
 
 @dataclass(frozen=True)
 class Page:
-    """Everything on the page that something happens to."""
+    """Everything on the page that something happens to.
+
+    job, visitor: what the browser keeps of us, the id of the job on show and its own. Every tab of the browser has its
+    own job on show; the last one is kept.
+    """
 
     blocks: gr.Blocks
+    job: gr.BrowserState
+    visitor: gr.BrowserState
     model: gr.HTML
+    tabs: gr.Tabs
+    create_tab: gr.Tab
+    jobs_tab: gr.Tab
+    code_tab: gr.Tab
     examples: Sequence[tuple[gr.Button, Preset]]
     form: Form
     result: ResultView
+    jobs: gr.HTML
+    code_notes: gr.HTML
+    code: Mapping[str, gr.HTML]
 
 
-def build_page(presets: Sequence[Preset]) -> Page:
-    """Lay the page out."""
+def build_page(presets: Sequence[Preset], browser_secret: str, *, safety_forced: bool = False) -> Page:
+    """Lay the page out. safety_forced: nobody can switch the safety checker off."""
     blocks = gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(CACHE_CHECK_S, CACHE_AGE_S))
     with blocks:
+        job = gr.BrowserState(storage_key="video-as-prompt-job", secret=browser_secret)
+        visitor = gr.BrowserState(storage_key="video-as-prompt-visitor", secret=browser_secret)
         gr.HTML(panels.HEADER)
         model = gr.HTML(elem_id="model")
-        examples = _build_examples(presets)
-        with gr.Row(elem_classes="columns", equal_height=False):
-            with gr.Column(elem_classes="inputs"):
-                form = _build_form()
-            with gr.Column(elem_classes="output"):
-                result = _build_result()
-    return Page(blocks, model, examples, form, result)
+        with gr.Tabs(elem_id="pages") as tabs:
+            with gr.Tab("Create", id=CREATE_TAB) as create_tab:
+                examples = _build_examples(presets)
+                with gr.Row(elem_classes="columns", equal_height=False):
+                    with gr.Column(elem_classes="inputs"):
+                        form = _build_form(safety_forced=safety_forced)
+                    with gr.Column(elem_classes="output"):
+                        result = _build_result()
+            with gr.Tab("My jobs", id="jobs") as jobs_tab:
+                jobs = gr.HTML(elem_id="jobs", js_on_load=PRESS_BUTTONS)
+            with gr.Tab("Code", id="code") as code_tab:
+                code_notes, code = _build_code()
+    return Page(
+        blocks,
+        job,
+        visitor,
+        model,
+        tabs,
+        create_tab,
+        jobs_tab,
+        code_tab,
+        examples,
+        form,
+        result,
+        jobs,
+        code_notes,
+        code,
+    )
 
 
 def _build_examples(presets: Sequence[Preset]) -> list[tuple[gr.Button, Preset]]:
@@ -89,8 +135,8 @@ def _build_examples(presets: Sequence[Preset]) -> list[tuple[gr.Button, Preset]]
         ]
 
 
-def _build_form() -> Form:
-    build = _FieldBuilder()
+def _build_form(*, safety_forced: bool) -> Form:
+    build = FieldBuilder()
     with gr.Row(elem_classes="media"):
         with gr.Column(elem_classes="card", min_width=240):
             gr.HTML(panels.step_heading(1, "Reference clip", "Its effect, motion or camera move is what you want."))
@@ -110,6 +156,7 @@ def _build_form() -> Form:
         dice = build.length_and_seed()
         with gr.Accordion("More settings", open=False, elem_id="more") as more:
             build.more_settings()
+            build.safety(forced=safety_forced)
     with gr.Row(elem_classes="actions"):
         generate = gr.Button("Generate video", variant="primary", size="lg", elem_id="generate", scale=3)
         stop = gr.Button("Stop", size="lg", interactive=False, elem_id="stop", scale=1, min_width=100)
@@ -118,115 +165,36 @@ def _build_form() -> Form:
 
 def _build_result() -> ResultView:
     with gr.Column(elem_classes="card result"):
-        gr.HTML('<h2 class="result-title">Result</h2>')
+        with gr.Row(elem_classes="result-head"):
+            gr.HTML('<h2 class="result-title">Result</h2>')
+            copy_link = gr.Button("Copy link", size="sm", visible=False, elem_id="copy-link", scale=0, min_width=90)
         status = gr.HTML(elem_id="status")
+        preview = gr.HTML(elem_id="preview")
         empty = gr.HTML(panels.EMPTY_RESULT, elem_id="empty")
         with gr.Column(visible=False, elem_id="finished") as finished:
             with gr.Tab("Video"):
-                video = gr.Video(show_label=False, autoplay=True, loop=True, buttons=[], elem_id="video")
+                video = gr.HTML(elem_id="video")
             with gr.Tab("Beside the reference"):
-                comparison = gr.Video(show_label=False, loop=True, buttons=[], elem_id="comparison")
+                comparison = gr.HTML(elem_id="comparison")
             with gr.Row(elem_classes="result-actions"):
-                download = gr.DownloadButton("Download MP4", variant="primary", elem_id="download")
-                use_seed = gr.Button("Use this seed", elem_id="use-seed")
+                download = gr.HTML()
+                use_seed = gr.Button("Use this seed", elem_id="use-seed", min_width=120)
+                use_settings = gr.Button("Use these settings", elem_id="use-settings", min_width=150)
             with gr.Accordion("Settings used", open=True):
                 settings = gr.HTML(elem_id="settings")
-    return ResultView(status, empty, finished, video, comparison, download, use_seed, settings)
+    return ResultView(
+        copy_link, status, preview, empty, finished, video, comparison, download, use_seed, use_settings, settings
+    )
 
 
-class _FieldBuilder:
-    """Makes the form's fields, each with a place for its problem; limits and defaults come from `pipeline.spec`."""
-
-    def __init__(self) -> None:
-        self.fields: dict[str, Component] = {}
-        self.problems: dict[str, gr.HTML] = {}
-
-    def reference_video(self) -> None:
-        # Not gr.Video: it refuses GIFs, shows errors for what browsers cannot play, and trims with a program from a
-        # foreign host.
-        with self._field("reference_video") as add:
-            add(gr.File(label="Reference clip", show_label=False, file_types=list(CLIP_TYPES), height=230))
-
-    def image(self) -> None:
-        with self._field("image") as add:
-            picture = gr.Image(
-                label="Start image", show_label=False, type="filepath", sources=["upload"], height=230, buttons=[]
-            )
-            # Gradio would open the file and complain in a pop-up; ours is told at the field. Not a subclass: beside the
-            # module of each of those Gradio writes a file.
-            picture.preprocess = _give_path
-            add(picture)
-
-    def texts(self) -> None:
-        with self._field("video_description") as add:
-            add(
-                gr.Textbox(
-                    label="Description: what the clip shows",
-                    lines=2,
-                    placeholder="An orange star in front of a blue background grows.",
-                )
-            )
-        with self._field("prompt") as add:
-            add(
-                gr.Textbox(
-                    label="Prompt: what should happen to your picture",
-                    lines=2,
-                    placeholder="The red mushroom on the meadow grows.",
-                )
-            )
-
-    def shape(self) -> None:
-        with gr.Row():
-            with self._field("aspect_ratio") as add:
-                choices = [(ASPECT_LABELS[ratio], ratio) for ratio in get_args(AspectRatio)]
-                add(gr.Radio(choices, value=default("aspect_ratio"), label="Shape"))
-            with self._field("resolution") as add:
-                add(gr.Radio(list(get_args(Resolution)), value=default("resolution"), label="Resolution"))
-
-    def length_and_seed(self) -> gr.Button:
-        with gr.Row():
-            with self._field("num_frames") as add:
-                add(_slider("num_frames", "Frames", step=FRAME_STRIDE))
-            with self._field("seed") as add, gr.Row(elem_classes="seed"):
-                add(gr.Textbox(label="Seed", placeholder="empty: drawn", max_lines=1, scale=3, min_width=120))
-                return gr.Button("⚄ Roll", elem_id="dice", scale=1, min_width=80)
-
-    def more_settings(self) -> None:
-        with gr.Row():
-            with self._field("guidance_scale") as add:
-                add(
-                    _slider(
-                        "guidance_scale", "Guidance", step=0.5, info="How strongly the sentences pull. 1: not at all."
-                    )
-                )
-            with self._field("fps") as add:
-                add(_slider("fps", "Frames per second", step=1, info="How fast the frames are shown."))
-        with gr.Row():
-            for field, label, placeholder in (
-                ("num_inference_steps", "Steps", "empty: the model's own"),
-                ("reference_start_s", "Clip from second", "empty: its start"),
-                ("reference_end_s", "Clip to second", "empty: its end"),
-            ):
-                with self._field(field) as add:
-                    add(gr.Textbox(label=label, placeholder=placeholder, max_lines=1, min_width=120))
-        with self._field("negative_prompt") as add:
-            add(
-                gr.Textbox(
-                    label="Negative prompt", lines=2, placeholder="What to stay away from. Empty: the model's own text."
-                )
-            )
-
-    @contextmanager
-    def _field(self, name: str) -> Iterator[Callable[[Component], None]]:
-        with gr.Column(elem_classes="field", elem_id=f"field-{name}", min_width=140):
-            yield lambda component: self.fields.__setitem__(name, component)
-            self.problems[name] = gr.HTML(elem_classes="problem-slot")
+def _build_code() -> tuple[gr.HTML, dict[str, gr.HTML]]:
+    with gr.Column(elem_classes="card code"):
+        gr.HTML("<h2>From a program</h2>")
+        notes = gr.HTML(elem_id="code-notes")
+        with gr.Tabs(elem_id="languages"):
+            return notes, {language: _build_language(language) for language in LANGUAGES}
 
 
-def _give_path(payload: ImageData | None) -> str | None:
-    return payload.path if payload else None
-
-
-def _slider(name: str, label: str, **options: Any) -> gr.Slider:
-    lowest, highest = limits(name)
-    return gr.Slider(lowest, highest, value=default(name), label=label, buttons=[], **options)
+def _build_language(language: str) -> gr.HTML:
+    with gr.Tab(language):
+        return gr.HTML(elem_classes="program-slot")

@@ -45,5 +45,5 @@ def test_help_lists_the_options(tmp_path: Path) -> None:
     ended = start("--help", folder=tmp_path)
 
     assert ended.returncode == 0
-    for option in ("--host", "--port", "--share", "--model", "--auth", "--data-dir"):
+    for option in ("--host", "--port", "--share", "--model", "--auth", "--data-dir", "--no-worker", "--database-url"):
         assert option in ended.stdout

@@ -56,9 +56,9 @@ def app_url(data_dir: Path) -> Iterator[str]:
 
 
 @contextmanager
-def running_app(data_dir: Path) -> Iterator[str]:
+def running_app(data_dir: Path, port: int | None = None) -> Iterator[str]:
     """Start the app as a person starts it, give its address, and end it."""
-    port, log = free_port(), data_dir / "app.log"
+    port, log = port or free_port(), data_dir / "app.log"
     command = [sys.executable, str(ROOT / "app.py"), "--port", str(port), "--data-dir", str(data_dir)]
     with log.open("w") as output:
         # Not from the repository: the app must find its files wherever it is started.
@@ -69,7 +69,7 @@ def running_app(data_dir: Path) -> Iterator[str]:
         yield url
     finally:
         app.terminate()
-        app.wait(timeout=20)
+        app.wait(timeout=40)
 
 
 def wait_for(url: str, app: subprocess.Popen[bytes], log: Path) -> None:

@@ -8,7 +8,15 @@ import pytest
 from pipeline.errors import MediaError
 from pipeline.presets import load_presets
 from pipeline.spec import GenerationRequest
-from server.form import FIELDS, FOLDED_FIELDS, fill_form, find_problems, read_form
+from server.form import (
+    FIELDS,
+    FOLDED_FIELDS,
+    fill_form,
+    fill_from_settings,
+    find_problems,
+    read_form,
+    read_what_fits,
+)
 
 FILLED = {
     "reference_video": "clip.mp4",
@@ -25,6 +33,7 @@ FILLED = {
     "negative_prompt": "",
     "reference_start_s": "",
     "reference_end_s": "",
+    "enable_safety_checker": True,
 }
 
 
@@ -99,6 +108,47 @@ def test_an_example_fills_the_form_with_its_own_request() -> None:
 
 
 def test_the_form_has_every_field_of_a_request() -> None:
-    """Those of the safety checker aside, which the page does not offer to switch off."""
-    assert set(FIELDS) == set(GenerationRequest.model_fields) - {"enable_safety_checker"}
+    """Whatever a request can ask for, a person can."""
+    assert set(FIELDS) == set(GenerationRequest.model_fields)
     assert set(FOLDED_FIELDS) < set(FIELDS)
+
+
+def test_the_settings_of_a_result_fill_the_form_again() -> None:
+    """With the seed it drew, and everything of a result that is no field left out."""
+    settings = {**FILLED, "seed": 7, "num_inference_steps": 20, "negative_prompt": None, "model": "nano", "width": 832}
+    settings |= {"reference_start_s": 0.5, "reference_end_s": None, "enable_safety_checker": False}
+    files = {"reference_video": "kept/clip.mp4", "image": "kept/picture.png"}
+
+    request = read_form(fill_from_settings(settings, files))
+
+    assert (request.seed, request.num_inference_steps, request.reference_start_s) == (7, 20, 0.5)
+    assert (request.negative_prompt, request.enable_safety_checker) == (None, False)
+    assert (request.reference_video, request.image) == (Path("kept/clip.mp4"), Path("kept/picture.png"))
+
+
+def test_a_file_that_is_gone_leaves_its_field_empty() -> None:
+    """And fields that a request left out get their defaults."""
+    form = dict(zip(FIELDS, fill_from_settings({"prompt": "It grows."}, {}), strict=True))
+
+    assert (form["reference_video"], form["image"], form["video_description"]) == (None, None, "")
+    assert (form["num_frames"], form["seed"], form["enable_safety_checker"]) == (49, "", True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "left_out"),
+    [
+        ({}, set()),
+        ({"prompt": "", "image": None}, {"prompt", "image"}),
+        ({"seed": "abc", "num_frames": 48}, {"seed", "num_frames"}),
+        ({"reference_start_s": "2", "reference_end_s": "1"}, {"reference_end_s"}),
+    ],
+)
+def test_what_fits_is_read_and_the_rest_left_out(changes: dict[str, Any], left_out: set[str]) -> None:
+    """For programs made of a form that nobody has filled yet."""
+    form = {**FILLED, "seed": "7", **changes}
+    expected = {field for field, value in form.items() if value != ""} - left_out
+
+    read = read_what_fits(values(**{"seed": "7", **changes}))
+
+    assert set(read) == expected
+    assert read.get("seed", 7) == 7

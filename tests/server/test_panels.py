@@ -1,6 +1,7 @@
 """What the page says, as markup."""
 
-from typing import get_args
+from datetime import UTC, datetime, timedelta
+from typing import Any, get_args
 
 import pytest
 
@@ -8,7 +9,9 @@ from pipeline.generate import Stage
 from pipeline.media import VideoInfo
 from pipeline.spec import ModelFacts
 from server import panels
-from server.runs import News
+from server.job import Job, JobProgress, JobStatus
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 SETTINGS = {
     "seed": 7,
@@ -25,22 +28,76 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("stage", ["waiting", "loading", *get_args(Stage)])
+def running(stage: str, step: int = 0, total: int = 1, **changes: Any) -> Job:
+    progress = JobProgress(stage, step, total, NOW, **changes)
+    return Job("id", "ann", JobStatus.RUNNING, None, None, progress, (), None, None, NOW, NOW, None)
+
+
+@pytest.mark.parametrize("stage", ["waiting", "fetching", "loading", *get_args(Stage), "storing"])
 def test_every_stage_has_words_and_a_place_on_the_bar(stage: str) -> None:
-    """A new stage of the pipeline needs a line here before anyone sees it."""
-    assert panels.STAGES[stage] in panels.progress_bar(News(stage))
-    assert 0 <= panels.fraction_done(News(stage)) < 1
+    """A new stage of pipeline or worker needs a line here before anyone sees it."""
+    job = running(stage)
+
+    assert panels.STAGES[stage] in panels.job_progress(job, NOW)
+    assert job.progress is not None
+    assert 0 <= panels.fraction_done(job.progress) < 1
 
 
 def test_progress_tells_the_step_and_the_time_left() -> None:
-    """In words for people, as a value for screen readers."""
-    news = News("denoising", 10, 20, 42.0)
+    """In words for people, as a value for screen readers; a resumed run counts its own steps only."""
+    job = running("denoising", 10, 20, steps_began_at=NOW - timedelta(seconds=20), first_step=5)
 
-    markup = panels.progress_bar(news, panels.fraction_done(news))
+    markup = panels.job_progress(job, NOW)
 
     assert "step 10 of 20, about 40 s left" in markup
     assert 'role="progressbar"' in markup
     assert 'aria-valuenow="47"' in markup
+
+
+def test_the_first_step_tells_nothing_of_the_time_left() -> None:
+    """What lies before it is no step."""
+    job = running("denoising", 5, 20, steps_began_at=NOW, first_step=5)
+
+    assert "left" not in panels.job_progress(job, NOW)
+
+
+def test_the_bar_does_not_go_back_for_the_second_check() -> None:
+    """The same stage comes before the drawing and after it."""
+    before, after = JobProgress("checking", 0, 1, NOW), JobProgress("checking", 0, 1, NOW, steps_began_at=NOW)
+
+    assert panels.fraction_done(before) < 0.1
+    assert panels.fraction_done(after) > 0.9
+
+
+@pytest.mark.parametrize(("position", "words"), [(0, "you are next"), (1, "one ahead of you"), (7, "7 ahead of you")])
+def test_a_waiting_job_has_its_place_in_line(position: int, words: str) -> None:
+    """Counted in those before it."""
+    job = Job("id", "ann", JobStatus.WAITING, position, None, None, (), None, None, NOW, None, None)
+
+    assert words in panels.job_progress(job, NOW)
+    assert 'aria-valuenow="0"' in panels.job_progress(job, NOW)
+
+
+def test_stored_files_are_addressed_relative_to_the_page() -> None:
+    """The app may be served below any path; names may hold anything."""
+    assert panels.file_url("results/abc/käfer-7.mp4") == "fal/cdn/files/results/abc/k%C3%A4fer-7.mp4"
+
+
+def test_a_program_is_shown_as_text() -> None:
+    """Whatever stands in it; with a button that copies it."""
+    markup = panels.program("cURL", "curl '<b>'")
+
+    assert "curl &#x27;&lt;b&gt;&#x27;" in markup
+    assert "data-copy" in markup
+
+
+@pytest.mark.parametrize("needs_key", [True, False])
+def test_the_code_page_warns_of_the_real_fal(needs_key: bool) -> None:
+    """Always; and tells of keys and missing files where that matters."""
+    notes = panels.code_notes(needs_key=needs_key, has_files=not needs_key)
+
+    assert "call the real fal without a word" in notes
+    assert ("FAL_KEY" in notes, "example.com" in notes) == (needs_key, needs_key)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +142,7 @@ def test_the_model_is_called_what_it_is() -> None:
     assert "small" not in panels.model_ready(ModelFacts("14b")).lower()
     assert "There is no model “x”." in panels.model_failed("There is no model “x”.")
     assert "Loading the model nano" in panels.model_loading("nano")
+    assert "made on other machines" in panels.model_elsewhere()
 
 
 def test_a_clip_is_told_by_its_facts() -> None:

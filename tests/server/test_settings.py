@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InvalidInputError
-from server.settings import prepare_environment, read_settings, settle_port
+from server.settings import WorkerSettings, prepare_environment, read_settings, settle_port
 
 NAME_AND_PASSWORD = "must be a name and a password with a colon between: name:password."
 SILENCING = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "ORT_DISABLE_TELEMETRY": "1"}
@@ -30,6 +30,7 @@ def test_a_fresh_machine_serves_itself_only() -> None:
     assert (settings.host, settings.port, settings.model) == ("127.0.0.1", 7860, "nano")
     assert (settings.share, settings.login) == (False, None)
     assert settings.data_dir == Path("data").resolve()
+    assert (settings.worker, settings.allow_private_urls, settings.force_safety_checker) == (True, False, False)
 
 
 def test_every_option_has_a_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -69,6 +70,40 @@ def test_a_space_is_open_to_its_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.host, settings.share) == ("0.0.0.0", True)
 
 
+def test_a_front_without_a_worker() -> None:
+    """Workers elsewhere make its videos, found through the database they share."""
+    settings = read_settings(["--no-worker", "--database-url", "postgresql:///studio", "--files-url", "s3://studio"])
+
+    assert (settings.worker, settings.database_url, settings.files_url) == (
+        False,
+        "postgresql:///studio",
+        "s3://studio",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], True),
+        (["--host", "localhost"], True),
+        (["--host", "0.0.0.0"], False),
+        (["--share"], False),
+        (["--auth", "ann:secret"], False),
+    ],
+)
+def test_who_lets_others_in_or_asks_for_a_login_serves_not_itself_only(arguments: list[str], expected: bool) -> None:
+    """The API is open without a key only where this is so."""
+    assert read_settings(arguments).serves_itself_only == expected
+
+
+def test_a_worker_alone_has_the_same_settings() -> None:
+    """And its own name in the help."""
+    settings = read_settings(["--model", "14b", "--keep-days", "30"], WorkerSettings)
+
+    assert (settings.model, settings.keep_days) == ("14b", 30)
+    assert settings.model_config["cli_prog_name"] == "python -m server.worker"
+
+
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     """Container files often pass variables on that nobody filled."""
     monkeypatch.setenv("STUDIO_PORT", "")
@@ -84,6 +119,10 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
     [
         (["--port", "80a"], "--port (or STUDIO_PORT) is “80a”; it should be a whole number from 0 to 65535."),
         (["--port", "65536"], "--port (or STUDIO_PORT) is “65536”; it should be a whole number from 0 to 65535."),
+        (
+            ["--max-active-jobs", "0"],
+            "--max-active-jobs (or STUDIO_MAX_ACTIVE_JOBS) is “0”; it should be greater than or equal to 1.",
+        ),
         (["--port"], "Argument --port: expected one argument; see --help."),
         (["--nope"], "Unrecognized arguments: --nope; see --help."),
         (["--auth", "ann"], f"--auth (or STUDIO_AUTH) {NAME_AND_PASSWORD}"),
@@ -120,7 +159,7 @@ def test_port_zero_takes_a_free_one() -> None:
 
 
 def test_everything_written_lies_under_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradio's uploads and caches, Python's temporary files and the results; and nobody is told that we run."""
+    """Gradio's uploads and caches, and Python's temporary files; and nobody is told that we run."""
     for name in (*FOLDER_VARIABLES, *SILENCING):
         monkeypatch.setenv(name, "to be restored")
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -132,7 +171,6 @@ def test_everything_written_lies_under_the_data_folder(tmp_path: Path, monkeypat
         assert Path(os.environ[name]).is_relative_to(settings.data_dir)
         assert Path(os.environ[name]).is_dir()
     assert Path(tempfile.gettempdir()).is_relative_to(settings.data_dir)
-    assert settings.results_dir.is_dir()
     assert {name: os.environ[name] for name in SILENCING} == SILENCING
 
 

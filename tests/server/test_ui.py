@@ -1,30 +1,37 @@
 """The page's layout and its endpoints, as Gradio will serve them."""
 
 import asyncio
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import closing
 from typing import Any
 
 import pytest
 
 from pipeline.presets import load_presets
 from pipeline.spec import default, limits
-from server.events import ONE_MACHINE, connect
+from server.assembly import make_api, make_studio, open_files, open_queue
+from server.code_tab import SNIPPETS
+from server.events import connect
 from server.form import FIELDS
-from server.runs import Studio
+from server.settings import Settings
 from server.ui import Page, build_page
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """The page with all its events, and a model that never comes."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("data"))
+    queue = open_queue(settings, open_files(settings))
 
     async def build() -> Page:
-        page = build_page(load_presets())
-        connect(page, Studio(Future(), tmp_path_factory.mktemp("results")), "nano")
+        page = build_page(load_presets(), "0" * 16)
+        connect(page, make_studio(settings, make_api(settings, queue), Future()))
         return page
 
     # Within a loop, or Gradio makes loops of its own and never closes them, which is a warning and thus an error.
-    return asyncio.run(build())
+    with closing(queue):
+        yield asyncio.run(build())
 
 
 def test_the_form_has_a_field_and_a_place_for_a_problem_for_everything(page: Page) -> None:
@@ -47,11 +54,24 @@ def test_one_endpoint_is_public(page: Page) -> None:
 
     assert list(endpoints) == ["/generate"]
     assert {parameter["parameter_name"] for parameter in endpoints["/generate"]["parameters"]} == set(FIELDS)
+    required = {
+        one["parameter_name"] for one in endpoints["/generate"]["parameters"] if not one["parameter_has_default"]
+    }
+    assert required == {"reference_video", "image", "video_description", "prompt"}
     assert [answer["label"] for answer in endpoints["/generate"]["returns"]] == ["video", "comparison", "settings"]
 
 
-def test_one_generation_at_a_time(page: Page) -> None:
-    """There is one machine; everything else on the page answers meanwhile."""
-    events = [event for event in page.blocks.fns.values() if event.concurrency_id == ONE_MACHINE]
+def test_the_code_tab_shows_every_language_there_is_a_program_for(page: Page) -> None:
+    """A new one needs its place on the page."""
+    assert set(page.code) == set(SNIPPETS)
 
-    assert [event.concurrency_limit for event in events] == [1, 1]
+
+def test_nobody_switches_a_forced_safety_checker_off() -> None:
+    """The box stays, ticked, and says why."""
+    box: Any = asyncio.run(_build(forced=True)).form.fields["enable_safety_checker"]
+
+    assert (box.value, box.interactive) == (True, False)
+
+
+async def _build(*, forced: bool) -> Page:
+    return build_page(load_presets(), "0" * 16, safety_forced=forced)

@@ -1,0 +1,31 @@
+"""What every event of the page needs: its options, how it answers, and whom it serves."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from server import panels
+from server.form import FOLDED_FIELDS
+from server.studio import owner_of
+from server.ui import Form
+
+Updates = dict[Any, Any]  # component -> its new value or properties
+
+QUIET: Mapping[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # the page shows its own progress
+
+
+def owner_behind(request: gr.Request, visitor: str | None) -> str | None:
+    """Give the owner of what is done by this event."""
+    return owner_of(request.username, visitor)
+
+
+def tell_problems(form: Form, problems: Mapping[str, str]) -> Updates:
+    """Put problems at their fields, and take away those that are gone; "More settings" opens for one inside."""
+    told = {line: panels.problem_line(name, problems.get(name)) for name, line in form.problems.items()}
+    return {**told, form.more: gr.update(open=True)} if problems.keys() & set(FOLDED_FIELDS) else told
+
+
+def into_cache(path: Any) -> str:
+    """Give a file to Gradio, which serves only what lies in its own folder."""
+    return str(gr.processing_utils.save_file_to_cache(path, cache_dir=gr.utils.get_upload_folder()))

@@ -258,8 +258,8 @@ def model_ready(facts: ModelFacts) -> str:
     return _model_card(
         f"Small model “{facts.name}”: {long}x{short}, scaled up",
         "It runs on any computer and shows how the studio works. It takes over changes of light, such as nightfall or "
-        "a fade to black, but hardly any movement yet, and its pictures are soft. For film quality start the studio with "
-        "--model 14b, which needs a large graphics card.",
+        "a fade to black, but hardly any movement yet, and its pictures are soft. For film quality start the studio "
+        "with --model 14b, which needs a large graphics card.",
         "ready",
     )
 

@@ -24,8 +24,9 @@ def take_screenshot(title: str) -> None:
         page.locator("#clip video").wait_for()
         page.click("#generate")
         page.locator("#video video").wait_for(timeout=TIMEOUT_MS)
+        page.wait_for_function("[...document.querySelectorAll('#clip video, #video video')].every(v => v.duration > 0)")
         page.evaluate(
-            "share => document.querySelectorAll('video').forEach((video) => {"
+            "share => document.querySelectorAll('#clip video, #video video').forEach((video) => {"
             "video.pause(); video.currentTime = share * video.duration })",
             SHOWN_SHARE,
         )

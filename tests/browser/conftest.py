@@ -42,13 +42,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the app under test may write."""
     return tmp_path_factory.mktemp("data")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def app_url(data_dir: Path) -> Iterator[str]:
     """The address of the real app."""
     with running_app(data_dir) as url:
@@ -82,7 +82,9 @@ def wait_for(url: str, app: subprocess.Popen[bytes], log: Path) -> None:
     pytest.fail(f"The app did not answer within {START_TIMEOUT_S} s:\n{log.read_text()}")
 
 
-@pytest.fixture(scope="session")
+# Of the package, not the session: Playwright's event loop runs in this thread until the browser ends, and whatever
+# else wants a loop of its own, the other packages' tests do, must come after that.
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """A Chromium that asks nobody for updates."""
     with running_chromium() as browser:

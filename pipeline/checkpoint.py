@@ -96,27 +96,22 @@ def _load_part(folder: Path, name: str, dtype: torch.dtype) -> Any:
         raise ModelError(f"The model's {name} could not be loaded from {folder / name}: {error}", "model") from error
 
 
-def _load_transformer(folder: Path, dtype: torch.dtype) -> VideoAsPromptTransformer3DModel:
-    model, info = VideoAsPromptTransformer3DModel.from_pretrained(
-        folder, subfolder="transformer", dtype=dtype, output_loading_info=True
-    )
-    _require_whole("transformer", model, info)
+def _load_whole(model_class: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
+    model, info = model_class.from_pretrained(folder, subfolder=part, dtype=dtype, output_loading_info=True)
+    _require_whole(part, model, info)
     return model
+
+
+def _load_transformer(folder: Path, dtype: torch.dtype) -> VideoAsPromptTransformer3DModel:
+    return _load_whole(VideoAsPromptTransformer3DModel, folder, "transformer", dtype)
 
 
 def _load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLWan:
-    model, info = AutoencoderKLWan.from_pretrained(
-        folder, subfolder="vae", dtype=torch.float32, output_loading_info=True
-    )
-    _require_whole("vae", model, info)
-    return model
+    return _load_whole(AutoencoderKLWan, folder, "vae", torch.float32)
 
 
 def _load_text_encoder(folder: Path, dtype: torch.dtype) -> UMT5EncoderModel:
-    model, info = UMT5EncoderModel.from_pretrained(
-        folder, subfolder="text_encoder", dtype=dtype, output_loading_info=True
-    )
-    _require_whole("text_encoder", model, info)
+    model = _load_whole(UMT5EncoderModel, folder, "text_encoder", dtype)
     # Some versions of transformers leave the embedding at zero when only `shared` is stored (their issue 43880).
     if not model.get_input_embeddings().weight.any():
         raise ModelError("The text encoder's embedding came out empty; install the pinned transformers.", "model")
@@ -124,11 +119,7 @@ def _load_text_encoder(folder: Path, dtype: torch.dtype) -> UMT5EncoderModel:
 
 
 def _load_image_encoder(folder: Path, dtype: torch.dtype) -> CLIPVisionModel:
-    model, info = CLIPVisionModel.from_pretrained(
-        folder, subfolder="image_encoder", dtype=torch.float32, output_loading_info=True
-    )
-    _require_whole("image_encoder", model, info)
-    return model
+    return _load_whole(CLIPVisionModel, folder, "image_encoder", torch.float32)
 
 
 def _load_tokenizer(folder: Path, dtype: torch.dtype) -> T5TokenizerFast:

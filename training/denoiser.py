@@ -33,12 +33,22 @@ from training.sittings import Optimizers, Worker, save_checkpoint, sitting, writ
 
 TIMESTEP_SHIFT = 5.0  # of the training noise levels towards noise, where motion is decided
 MUON_LR = 8e-3
-TEXT_SHARES = (0.3, 0.4, 0.15, 0.15)  # none, the caption, the default negative prompt, an unrelated sentence
+EARLY_SAMPLES = 30_000  # so long captions help to learn what an effect looks like
+# of no text, the caption, the default negative prompt, an unrelated sentence; early and later
+EARLY_TEXT_SHARES = (0.3, 0.4, 0.15, 0.15)
+TEXT_SHARES = (0.55, 0.12, 0.18, 0.15)
+# Under the negative prompt the reference is somebody else's this often: guidance then pushes towards the reference.
+# With guidance w it is as strong as w * share + 1 - share with the reference dropped: 5 is as 2.2.
+STRANGE_REFERENCE_SHARE = 0.3
+AVERAGING = 0.995  # share of the averaged weights that a step keeps
 REPORT_S = 60.0
 
 
-# frames of a clip, how often, and how many pairs of such clips a step and worker
-LENGTHS = ((17, 0.65, 4), (49, 0.35, 2))
+# frames of a clip, how often early and later, and how many pairs of such clips a step and worker
+LENGTHS = (17, 25, 33, 49)
+EARLY_LENGTH_SHARES = (0.9, 0.0, 0.0, 0.1)
+LENGTH_SHARES = (0.75, 0.06, 0.05, 0.14)
+PAIRS = {17: 4, 25: 3, 33: 2, 49: 2}
 
 
 class Nano(nn.Module):
@@ -68,11 +78,27 @@ def unrelated_texts() -> tuple[str, ...]:
     return tuple(line for line in lines if line.isascii() and len(line) > 30)
 
 
-def draw_text(generator: Generator, caption: str) -> str:
-    """Draw the text that goes with a clip: its caption, none, the default negative prompt, or something unrelated."""
+def draw_text(generator: Generator, caption: str, shares: Sequence[float]) -> str:
+    """Draw the text that goes with a clip: none, its caption, the default negative prompt, or something unrelated."""
     texts = unrelated_texts()
     choices = ("", caption, DEFAULT_NEGATIVE_PROMPT, texts[int(torch.randint(0, len(texts), (), generator=generator))])
-    return choices[int(torch.multinomial(torch.tensor(TEXT_SHARES), 1, generator=generator))]
+    return choices[int(torch.multinomial(torch.tensor(shares), 1, generator=generator))]
+
+
+def draw_texts(generator: Generator, caption: str, shares: Sequence[float]) -> tuple[str, str]:
+    """Draw the texts of target and reference: the negative prompt is given to both, as guidance does."""
+    target, reference = (draw_text(generator, caption, shares) for _ in range(2))
+    if target == DEFAULT_NEGATIVE_PROMPT:
+        return target, target
+    return target, "" if reference == DEFAULT_NEGATIVE_PROMPT else reference
+
+
+def draw_references(generator: Generator, texts: Sequence[str]) -> Tensor:
+    """Give the index of each clip's reference: the clip beside it in its pair, now and then somebody else's."""
+    beside = torch.arange(len(texts)).view(-1, 2).flip(1).flatten()
+    negative = torch.tensor([text == DEFAULT_NEGATIVE_PROMPT for text in texts])
+    strange = negative & (torch.rand(len(texts), generator=generator) < STRANGE_REFERENCE_SHARE)
+    return torch.where(strange, beside.roll(2), beside)
 
 
 def encode_texts(nano: Nano, tokenizer: T5TokenizerFast, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -116,25 +142,35 @@ def predict(nano: Nano, timestep: Tensor, target: Streams, reference: Streams) -
     ).sample
 
 
-def flow_loss(nano: Nano, tokenizer: T5TokenizerFast, generator: Generator, pairs: list[Pair]) -> Tensor:
-    """Give the mean square error of the velocity over pairs, in which each clip is once the target."""
+def flow_loss(
+    nano: Nano,
+    tokenizer: T5TokenizerFast,
+    generator: Generator,
+    pairs: list[Pair],
+    text_shares: Sequence[float] = TEXT_SHARES,
+) -> Tensor:
+    """Give the mean square error of the velocity over pairs, in which each clip is once the target.
+
+    In float32: without matrix units for bfloat16, CPUs multiply it at half the speed.
+    """
     latents = torch.cat([pair.latents for pair in pairs]).float()
     conditions = torch.cat([pair.conditions for pair in pairs]).float()
     pictures = torch.cat([pair.pictures for pair in pairs])
-    texts = [draw_text(generator, pair.caption) for pair in pairs for _ in range(2)]
+    texts, reference_texts = zip(
+        *(draw_texts(generator, pair.caption, text_shares) for pair in pairs for _ in range(2)), strict=True
+    )
     even = torch.rand(len(latents), generator=generator)
     sigma = TIMESTEP_SHIFT * even / (1 + (TIMESTEP_SHIFT - 1) * even)
     noise = torch.randn(latents.shape, generator=generator)
     noisy = torch.lerp(latents, noise, sigma.view(-1, 1, 1, 1, 1))
-    other = torch.arange(len(latents)).view(-1, 2).flip(1).flatten()  # the clip beside it
-    with torch.autocast("cpu", torch.bfloat16):
-        states, counts = encode_texts(nano, tokenizer, texts)
-        images = encode_pictures(nano, pictures)
-        target = Streams(with_condition(noisy, conditions), states, counts, images)
-        clean = with_condition(latents, conditions)
-        reference = Streams(clean[other], states[other], counts[other], images[other])
-        velocity = predict(nano, sigma * 1000, target, reference)
-    return F.mse_loss(velocity.float(), noise - latents)
+    others = draw_references(generator, texts)
+    images = encode_pictures(nano, pictures)
+    states, counts = (rows.chunk(2) for rows in encode_texts(nano, tokenizer, [*texts, *reference_texts]))
+    target = Streams(with_condition(noisy, conditions), states[0], counts[0], images)
+    clean = with_condition(latents, conditions)
+    reference = Streams(clean[others], states[1], counts[1], images[others])
+    velocity = predict(nano, sigma * 1000, target, reference)
+    return F.mse_loss(velocity, noise - latents)
 
 
 def load_codec(runs: Path) -> Codec:
@@ -145,21 +181,24 @@ def load_codec(runs: Path) -> Codec:
     return Codec(vae, statistics["mean"], statistics["std"])
 
 
-def load_nano(runs: Path) -> tuple[Nano, dict[str, Any] | None]:
-    """Give the model to train, and the checkpoint it comes from; a new one, without, if there is none yet."""
+def load_nano(runs: Path, averaged: bool = False) -> tuple[Nano, dict[str, Any] | None]:
+    """Give the model to train, and the checkpoint it comes from; a new one, without, if there is none yet.
+
+    averaged: with the weights' running average instead, which is better to use but not to train.
+    """
     nano, path = Nano(), runs / "denoiser.pt"
     if not path.exists():
         return nano, None
     saved = torch.load(path)
-    nano.load_state_dict(saved["nano"])
+    nano.load_state_dict(saved["average" if averaged else "nano"])
     return nano, saved
 
 
-def draw_shape(generator: Generator) -> tuple[Shape, int]:
+def draw_shape(generator: Generator, shares: Sequence[float]) -> tuple[Shape, int]:
     """Draw the shape of a step's clips, and how many pairs of them it takes."""
-    shares = torch.tensor([share for _, share, _ in LENGTHS])
-    frames, _, pairs = LENGTHS[int(torch.multinomial(shares, 1, generator=generator))]
-    return (landscape(frames) if torch.rand((), generator=generator) < 0.5 else portrait(frames)), pairs
+    frames = LENGTHS[int(torch.multinomial(torch.tensor(shares), 1, generator=generator))]
+    upright = torch.rand((), generator=generator) < 0.5
+    return (portrait(frames) if upright else landscape(frames)), PAIRS[frames]
 
 
 def train_denoiser(worker: Worker, runs: Path, minutes: float) -> None:
@@ -167,9 +206,12 @@ def train_denoiser(worker: Worker, runs: Path, minutes: float) -> None:
     torch.manual_seed(0)
     nano, saved = load_nano(runs)
     optimizers, samples = Optimizers(nano, MUON_LR), 0
+    average = {name: weight.clone() for name, weight in nano.state_dict().items()}
     if saved:
         optimizers.load_state_dict(saved["optimizers"])
-        samples = saved["samples"]
+        samples, average = saved["samples"], saved["average"]
+    for block in nano.transformer.blocks:
+        block.compile(dynamic=True)  # a seventh quicker
     tokenizer = build_tokenizer()
     generator = Generator().manual_seed(samples * worker.count + worker.rank)
     # both workers train on the same shape at the same time, or the quicker one would wait
@@ -180,18 +222,22 @@ def train_denoiser(worker: Worker, runs: Path, minutes: float) -> None:
 
     def report() -> None:
         write_log(runs / "denoiser.jsonl", samples=samples, loss=sum(losses) / len(losses))
-        save_checkpoint(
-            runs / "denoiser.pt", nano=nano.state_dict(), optimizers=optimizers.state_dict(), samples=samples
-        )
+        state = {"nano": nano.state_dict(), "average": average, "optimizers": optimizers.state_dict()}
+        save_checkpoint(runs / "denoiser.pt", samples=samples, **state)
 
     for lr_scale in sitting(minutes):
-        pairs = pool.draw(*draw_shape(shapes))
-        loss = flow_loss(nano, tokenizer, generator, pairs)
+        early = samples < EARLY_SAMPLES
+        pairs = pool.draw(*draw_shape(shapes, EARLY_LENGTH_SHARES if early else LENGTH_SHARES), early)
+        loss = flow_loss(nano, tokenizer, generator, pairs, EARLY_TEXT_SHARES if early else TEXT_SHARES)
         loss.backward()
         losses.append(loss.item())
         optimizers.step(worker, lr_scale)
         samples += 2 * len(pairs) * worker.count
-        if worker.leads and time.monotonic() - reported > REPORT_S:
+        if not worker.leads:
+            continue
+        for name, weight in nano.state_dict().items():
+            average[name].lerp_(weight, 1 - AVERAGING)
+        if time.monotonic() - reported > REPORT_S:
             report()
             losses, reported = [], time.monotonic()
     if worker.leads:

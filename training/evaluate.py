@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from pipeline import VideoAsPromptPipeline
-from training.effects import Effect, Parameters, animate, draw_parameters
-from training.samples import TAUGHT, Shape, landscape, portrait
+from training.effects import EFFECTS, Effect, Parameters, animate, draw_parameters
+from training.samples import Shape, landscape, portrait
 from training.scenes import Scene, draw_scene, render
 from training.sittings import psnr
 
@@ -41,10 +41,10 @@ class Trial:
 
 
 def draw_trials(seed: int, rounds: int, frames: int) -> list[Trial]:
-    """Draw `rounds` trials of every taught effect, on held-out photographs and glyphs; a third of them upright."""
+    """Draw `rounds` trials of every effect, on held-out photographs and glyphs; a third of them upright."""
     generator = Generator().manual_seed(seed)
     trials = []
-    for index, effect in enumerate(TAUGHT * rounds):
+    for index, effect in enumerate(EFFECTS * rounds):
         shape = portrait(frames) if index % 3 == 2 else landscape(frames)
         parameters = draw_parameters(generator)
         motion = animate(effect, parameters, frames)
@@ -81,8 +81,8 @@ def generate(pipe: VideoAsPromptPipeline, trial: Trial, options: dict[str, Any])
 
 
 def retrieve(trial: Trial, result: Tensor) -> Effect:
-    """Give the taught effect whose true video is nearest to a result."""
-    return min(TAUGHT, key=lambda effect: (trial.truth(effect) - result).square().mean().item())
+    """Give the effect whose true video is nearest to a result."""
+    return min(EFFECTS, key=lambda effect: (trial.truth(effect) - result).square().mean().item())
 
 
 def trace_path(clip: Tensor, empty: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def evaluate(model: Path, out: Path, rounds: int, frames: int, options: dict[str
     for index, trial in enumerate(draw_trials(seed=11, rounds=rounds, frames=frames)):
         result = generate(pipe, trial, {"num_inference_steps": pipe.config.num_inference_steps} | options)
         figures.append(judge(trial, result))
-        draw_sheet(trial, result).save(out / f"{trial.effect.name}_{index // len(TAUGHT)}.png")
+        draw_sheet(trial, result).save(out / f"{trial.effect.name}_{index // len(EFFECTS)}.png")
     summary = summarise(figures)
     (out / "figures.json").write_text(json.dumps({"summary": summary, "trials": figures}, indent=1) + "\n")
     return summary

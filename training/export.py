@@ -34,7 +34,7 @@ MODEL_INDEX = {
 
 def export_nano(runs: Path, folder: Path) -> None:
     """Write the newest model to a folder, replacing what the folder held of it; the model card stays."""
-    nano, _ = load_nano(runs)
+    nano, _ = load_nano(runs, averaged=True)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     write_checkpoint(part, nano, load_autoencoder(runs), build_tokenizer())

@@ -39,11 +39,11 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(matrix: Tensor) -> Tensor:
     """Bring the singular values of a matrix near sqrt(max(1, rows / columns)): steps of one size for every output."""
     rows, columns = matrix.shape
-    state = (matrix if rows <= columns else matrix.T).bfloat16()
+    state = matrix if rows <= columns else matrix.T
     state = state / (state.norm() + 1e-7)
     linear, cubic, quintic = NEWTON_SCHULZ
     for _ in range(ROUNDS):
         square = state @ state.T
         state = linear * state + (cubic * square + quintic * square @ square) @ state
     state = state if rows <= columns else state.T
-    return state.float() * max(1.0, rows / columns) ** 0.5
+    return state * max(1.0, rows / columns) ** 0.5

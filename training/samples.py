@@ -15,14 +15,14 @@ from training.scenes import draw_scene, render
 
 SHORT_SIDE, LONG_SIDE = 80, 144
 # frames after the start image of a condition are grey; what it leaves in the latents has faded by this many frames
-CONDITION_FRAMES = 25
-POOL_SIZE = 192  # pairs of one shape
-FRESH_SHARE = 0.5  # of the steps begin with a new pair
-COMBINED_SHARE = 0.0  # two effects at once, later
-# What an hour on a busy machine can hope to teach; the others of `EFFECTS` are for later sittings.
+CONDITION_FRAMES = 13
+POOL_SIZE = 256  # pairs of one shape
+FRESH_SHARE = 0.45  # of the steps begin with a new pair
+COMBINED_SHARE = 0.15  # two effects at once; none early
+# What is too hard for the beginning; difficulties multiply.
 LATER = {"spin_right", "spin_left", "dissolve", "melt", "shake", "bounce", "pulse", "swing"}
 LATER |= {"pan_up", "pan_down", "quake", "ripple"}
-TAUGHT = tuple(effect for effect in EFFECTS if effect.name not in LATER)
+EARLY_EFFECTS = tuple(effect for effect in EFFECTS if effect.name not in LATER)
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,7 @@ class Codec:
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:
         """Give normalised latents (B, z, T, h, w), float32, of clips (B, 3, F, height, width)."""
-        with torch.autocast("cpu", torch.bfloat16):
-            latents = encode_clips(self.vae, clips)
-        return (latents.float() - self.mean) / self.std
+        return (encode_clips(self.vae, clips) - self.mean) / self.std
 
     def encode_conditions(self, pictures: Tensor, frames: int) -> Tensor:
         """Give the condition latents (B, z, T, h, w) of start images (B, 3, height, width)."""
@@ -82,10 +80,11 @@ class Codec:
         return torch.cat([latents, faded], dim=2)
 
 
-def draw_effects(generator: Generator) -> list[Effect]:
-    """Draw what happens: one effect, sometimes two at once."""
-    count = 2 if torch.rand((), generator=generator) < COMBINED_SHARE else 1
-    return [TAUGHT[index] for index in torch.randperm(len(TAUGHT), generator=generator)[:count]]
+def draw_effects(generator: Generator, early: bool = False) -> list[Effect]:
+    """Draw what happens: one effect, sometimes two at once. early: only the easy ones, one at a time."""
+    effects = EARLY_EFFECTS if early else EFFECTS
+    count = 2 if not early and torch.rand((), generator=generator) < COMBINED_SHARE else 1
+    return [effects[index] for index in torch.randperm(len(effects), generator=generator)[:count]]
 
 
 def draw_caption(generator: Generator, effects: list[Effect]) -> str:
@@ -104,9 +103,9 @@ def draw_clip(generator: Generator, effects: list[Effect], motion: Motion, shape
     return render(scene, motion, shape.height, shape.width)
 
 
-def draw_pair(generator: Generator, shape: Shape, codec: Codec) -> Pair:
+def draw_pair(generator: Generator, shape: Shape, codec: Codec, early: bool = False) -> Pair:
     """Draw an effect and show it on two scenes."""
-    effects = draw_effects(generator)
+    effects = draw_effects(generator, early)
     motions = [animate(effect, draw_parameters(generator), shape.frames) for effect in effects]
     motion = motions[0] if len(motions) == 1 else combine(*motions)
     clips = torch.stack([draw_clip(generator, effects, motion, shape) for _ in range(2)])
@@ -123,12 +122,12 @@ class Pool:
     codec: Codec
     pairs: dict[Shape, list[Pair]] = field(default_factory=dict)
 
-    def draw(self, shape: Shape, count: int) -> list[Pair]:
-        """Give `count` pairs of a shape, some new and the others from the pool."""
+    def draw(self, shape: Shape, count: int, early: bool = False) -> list[Pair]:
+        """Give `count` pairs of a shape, some new and the others from the pool. early: as in `draw_effects`."""
         pool = self.pairs.setdefault(shape, [])
         wanted = int(torch.rand((), generator=self.generator) < FRESH_SHARE)
         fresh = max(wanted, count - len(pool))
-        pool.extend(draw_pair(self.generator, shape, self.codec) for _ in range(fresh))
+        pool.extend(draw_pair(self.generator, shape, self.codec, early) for _ in range(fresh))
         del pool[:-POOL_SIZE]
         older = torch.randperm(len(pool) - fresh, generator=self.generator)[: count - fresh].tolist()
         return pool[len(pool) - fresh :] + [pool[index] for index in older]

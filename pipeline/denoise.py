@@ -1,16 +1,17 @@
 """The denoising loop: schedule, guidance, steps. It takes conditions and noise and gives latents."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.conditioning import Conditions, Texts, TextStates
-from pipeline.transformer import VideoAsPromptTransformer3DModel
+from pipeline.conditioning import Conditions, TextStates
+from pipeline.transformer import RequestStates, VideoAsPromptTransformer3DModel
 
 # What diffusers' multistep flow schedulers carry from step to step; Euler has the first alone.
 SOLVER_MEMORY = ("_step_index", "model_outputs", "timestep_list", "lower_order_nums", "this_order", "last_sample")
@@ -97,15 +98,53 @@ def denoise(
         done, latents = resume_from.steps_done, resume_from.latents.to(latents.device)
         for name, value in resume_from.solver.items():
             setattr(scheduler, name, _to_device(value, latents.device))
+    condition_latents = _spread(conditions.condition_latents, latents, transformer.dtype)
+    request = prepare_request(transformer, conditions, scheduler.timesteps, latents)
     for index, timestep in list(enumerate(scheduler.timesteps))[done:]:
-        noise_pred = _predict(transformer, conditions, conditions.positive, latents, timestep)
+        model_input = torch.cat([latents.to(transformer.dtype), condition_latents], dim=1)
+        with transformer.cache_context("denoise"):
+            # float32: some schedulers return the prediction's type, and latents must not lose precision over the steps
+            noise_pred = transformer(model_input, request.times.at(index), request).float()
         if conditions.negative is not None:
-            noise_uncond = _predict(transformer, conditions, conditions.negative, latents, timestep)
+            noise_pred, noise_uncond = noise_pred.chunk(2)
             noise_pred = apply_guidance(noise_pred, noise_uncond, guidance_scale)
         latents = scheduler.step(noise_pred, timestep, latents, return_dict=False)[0]
         step = DenoisingStep(index, total, timestep, latents, scheduler)
         yield step
         latents = step.latents
+
+
+def prepare_request(
+    transformer: VideoAsPromptTransformer3DModel, conditions: Conditions, timesteps: Tensor, latents: Tensor
+) -> RequestStates:
+    """Let the transformer compute what all steps share, for videos like latents (B, z, T, h, w).
+
+    The rows of both branches stand below each other, the positive one's first.
+    """
+    dtype = transformer.dtype
+    branches = [texts for texts in (conditions.positive, conditions.negative) if texts is not None]
+    text, counts = _stack_texts([texts.target for texts in branches], latents)
+    reference_text, reference_counts = _stack_texts([texts.reference for texts in branches], latents)
+    return transformer.prepare(
+        timesteps=timesteps.to(latents.device),
+        encoder_hidden_states=text.to(dtype),
+        encoder_hidden_states_image=conditions.image_embeds.to(latents.device, dtype),
+        reference_hidden_states=conditions.reference_latents.to(latents.device, dtype),
+        reference_encoder_hidden_states=reference_text.to(dtype),
+        reference_encoder_hidden_states_image=conditions.reference_image_embeds.to(latents.device, dtype),
+        text_row_counts=counts,
+        reference_text_row_counts=reference_counts,
+    )
+
+
+def _stack_texts(texts: Sequence[TextStates], latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Give states (R, n, text_dim) and row counts (R, n), shorter texts filled up by rows that count 0 times."""
+    longest = max(text.states.shape[1] for text in texts)
+    missing = [longest - text.states.shape[1] for text in texts]
+    states = [F.pad(text.states, (0, 0, 0, rows)) for text, rows in zip(texts, missing, strict=True)]
+    counts = [F.pad(text.row_counts, (0, rows)) for text, rows in zip(texts, missing, strict=True)]
+    stacked = (torch.cat(rows).repeat_interleave(len(latents), dim=0).to(latents.device) for rows in (states, counts))
+    return next(stacked), next(stacked)
 
 
 def _to_device(value: Any, device: torch.device) -> Any:
@@ -114,34 +153,6 @@ def _to_device(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def _predict(
-    transformer: VideoAsPromptTransformer3DModel,
-    conditions: Conditions,
-    texts: Texts,
-    latents: Tensor,
-    timestep: Tensor,
-) -> Tensor:
-    """Predict the velocity at `latents`, in float32: some schedulers return the prediction's type, and latents must
-    not lose precision from step to step.
-    """
-    batch, dtype = latents.shape[0], transformer.dtype
-
-    def spread(tensor: Tensor) -> Tensor:
-        return tensor.to(latents.device, dtype).expand(batch, *tensor.shape[1:])
-
-    def counts(text: TextStates) -> Tensor:
-        return text.row_counts.to(latents.device).expand(batch, -1)
-
-    with transformer.cache_context("cond" if texts is conditions.positive else "uncond"):
-        return transformer(
-            hidden_states=torch.cat([latents.to(dtype), spread(conditions.condition_latents)], dim=1),
-            timestep=timestep.expand(batch),
-            encoder_hidden_states=spread(texts.target.states),
-            encoder_hidden_states_image=spread(conditions.image_embeds),
-            reference_hidden_states=spread(conditions.reference_latents),
-            reference_encoder_hidden_states=spread(texts.reference.states),
-            reference_encoder_hidden_states_image=spread(conditions.reference_image_embeds),
-            text_row_counts=counts(texts.target),
-            reference_text_row_counts=counts(texts.reference),
-            return_dict=False,
-        )[0].float()
+def _spread(tensor: Tensor, latents: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give a tensor of one video for all videos of latents (B, ...)."""
+    return tensor.to(latents.device, dtype).expand(len(latents), *tensor.shape[1:])

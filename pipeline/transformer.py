@@ -5,18 +5,21 @@ clean clip whose effect is wanted. Some blocks hold a second set of weights, the
 both streams in one self-attention; all other blocks know the target only. Source: arXiv:2510.20888. The attributes
 ending in `_mot_ref` are spelled as in the released checkpoint, so that its keys load without a map.
 
-Shapes: B batch; T, h, w latent frames, height, width; S = T * (h / 2) * (w / 2) tokens of a stream;
-d = heads * head_dim.
+What does not change over the steps of a request is computed once, by `prepare`; each step then runs `forward` on it.
+Both guidance branches go through the blocks as rows of one batch, so that each weight is read once a step. Until the
+first cross-attention nothing depends on the texts: there the branches share their rows, which are repeated after it.
+
+Shapes: B videos; R = B * branches rows, branch by branch; T, h, w latent frames, height, width;
+S = T * (h / 2) * (w / 2) tokens of a stream; d = heads * head_dim.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_wan import (
     WanAttention,
     WanTimeTextImageEmbedding,
@@ -37,34 +40,84 @@ class RotaryTable(NamedTuple):
     sin: Tensor
 
 
-class Context(NamedTuple):
-    """What cross-attention reads: embedded image (B, m, d) and text (B, n, d).
+class ProjectedTokens(NamedTuple):
+    """What self-attention reads of a stream, (B, S, heads, head_dim) each; query is None where nobody asks."""
 
-    text_bias: (B, 1, 1, n), added to the text's attention logits, or None. See `fold_padding`.
+    query: Tensor | None
+    key: Tensor
+    value: Tensor
+
+
+class ContextStates(NamedTuple):
+    """What a block's cross-attention reads: keys and values of text (R, n, heads, head_dim) and image (R, m, ...).
+
+    text_bias: (R, 1, 1, n), added to the text's attention logits, or None. See `fold_padding`.
     """
 
-    image: Tensor
-    text: Tensor
+    text_key: Tensor
+    text_value: Tensor
+    image_key: Tensor
+    image_value: Tensor
     text_bias: Tensor | None
 
 
 class StreamConditions(NamedTuple):
-    """All that steers one stream besides its own tokens.
+    """All that steers the target in a block besides its own tokens.
 
-    time: (B or 1, 6, d), the block modulation before its table is added.
+    time: (R or 1, 6, d), the block modulation before its table is added.
     """
 
-    context: Context
+    context: ContextStates
     time: Tensor
     rotary: RotaryTable
 
 
+class ReferenceConditions(NamedTuple):
+    """All that steers the reference in a block that has an expert.
+
+    time: (1, 6, d), as the target's.
+    context: None in the last such block: nobody reads what would become of the reference there.
+    projected: its part in the joint attention, where that is constant over the steps.
+    """
+
+    time: Tensor
+    rotary: RotaryTable
+    context: ContextStates | None = None
+    projected: ProjectedTokens | None = None
+
+
+class TimeStates(NamedTuple):
+    """Embedded timesteps: temb (n, d) for the read-out, modulation (n, 6, d) for the blocks."""
+
+    temb: Tensor
+    modulation: Tensor
+
+    def at(self, index: int) -> "TimeStates":
+        """Give one timestep's states, for all rows."""
+        return TimeStates(self.temb[index : index + 1], self.modulation[index : index + 1])
+
+
+class RequestStates(NamedTuple):
+    """What is constant over the steps of a request.
+
+    times: of all its timesteps.
+    reference_tokens: (B or 1, S, d), embedded.
+    contexts: the target's, block by block.
+    references: the reference's conditions, block by block; None where the block has no expert.
+    """
+
+    times: TimeStates
+    reference_tokens: Tensor
+    rotary: RotaryTable
+    contexts: tuple[ContextStates, ...]
+    references: tuple[ReferenceConditions | None, ...]
+
+
 class ReferenceAttention(NamedTuple):
-    """The reference's part in a joint attention: the expert's projections, its tokens (B, S, d) and their rotation."""
+    """The reference's part in a joint attention: the expert's attention and its projected tokens."""
 
     attn: WanAttention
-    hidden_states: Tensor
-    rotary_emb: RotaryTable
+    tokens: ProjectedTokens
 
 
 def fold_padding(text_states: Tensor, total_rows: int) -> tuple[Tensor, Tensor]:
@@ -72,7 +125,8 @@ def fold_padding(text_states: Tensor, total_rows: int) -> tuple[Tensor, Tensor]:
 
     Equal rows give equal keys and values, so m of them weigh in a softmax like one with log(m) added to its logit.
     text_states: (B, n, text_dim) without padding, n <= total_rows.
-    Returns the states (B, n + 1, text_dim) and the row counts (B, n + 1) that `VideoAsPromptTransformer3DModel` takes.
+    Returns the states (B, n + 1, text_dim) and the row counts (B, n + 1) that
+    `VideoAsPromptTransformer3DModel.prepare` takes.
     """
     batch, rows, width = text_states.shape
     states = torch.cat([text_states, text_states.new_zeros(batch, 1, width)], dim=1)
@@ -136,16 +190,19 @@ class JointAttnProcessor:
         rotary_emb: RotaryTable,
         reference: ReferenceAttention | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Attend from (B, S, d) to (B, S, d); with a reference, give the pair (target, reference)."""
-        target_qkv = _project(attn, hidden_states, rotary_emb)
+        """Attend from (B, S, d) to (B, S, d); with a reference that asks too, give the pair (target, reference)."""
+        query = _project_query(attn, hidden_states, rotary_emb)
+        key, value = _project_key_value(attn, hidden_states, rotary_emb)
         if reference is None:
-            return _project_out(attn, self._attend(*target_qkv))
+            return _project_out(attn, self._attend(query, key, value))
 
         # One softmax over both streams: each sees the other. Tokens are dimension 1.
-        reference_qkv = _project(*reference)
-        joined = [torch.cat(pair, dim=1) for pair in zip(target_qkv, reference_qkv, strict=True)]
-        lengths = [hidden_states.shape[1], reference.hidden_states.shape[1]]
-        target_attended, reference_attended = self._attend(*joined).split(lengths, dim=1)
+        tokens = reference.tokens
+        key, value = _join(key, tokens.key), _join(value, tokens.value)
+        if tokens.query is None:
+            return _project_out(attn, self._attend(query, key, value))
+        attended = self._attend(_join(query, tokens.query), key, value)
+        target_attended, reference_attended = attended.split([query.shape[1], tokens.query.shape[1]], dim=1)
         return _project_out(attn, target_attended), _project_out(reference.attn, reference_attended)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -164,33 +221,55 @@ class ContextAttnProcessor:
         self,
         attn: WanAttention,
         hidden_states: Tensor,
-        encoder_hidden_states: Context,
+        encoder_hidden_states: ContextStates,
         attention_mask: None = None,
         rotary_emb: None = None,
     ) -> Tensor:
-        """Attend from (B, S, d) to a context, giving (B, S, d)."""
+        """Attend from (R, S, d) to a context, giving (R, S, d)."""
         context = encoder_hidden_states
-        heads = (attn.heads, -1)
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, heads)
-        text_key = attn.norm_k(attn.to_k(context.text)).unflatten(2, heads)
-        text_value = attn.to_v(context.text).unflatten(2, heads)
-        image_key = attn.norm_added_k(attn.add_k_proj(context.image)).unflatten(2, heads)
-        image_value = attn.add_v_proj(context.image).unflatten(2, heads)
-
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         # Few other backends take an additive bias, and this attention is 2 % of the work.
         text_backend = self._attention_backend if context.text_bias is None else AttentionBackendName.NATIVE
         text = dispatch_attention_fn(
-            query, text_key, text_value, attn_mask=_like(context.text_bias, query), backend=text_backend
+            query, context.text_key, context.text_value, attn_mask=_like(context.text_bias, query), backend=text_backend
         )
-        image = dispatch_attention_fn(query, image_key, image_value, backend=self._attention_backend)
+        image = dispatch_attention_fn(
+            query,
+            _for_rows(context.image_key, query),
+            _for_rows(context.image_value, query),
+            backend=self._attention_backend,
+        )
         return _project_out(attn, text.type_as(query) + image.type_as(query))
 
 
-def _project(attn: WanAttention, hidden_states: Tensor, rotary_emb: RotaryTable) -> tuple[Tensor, Tensor, Tensor]:
-    query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-    key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
-    value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
-    return rotate(query, rotary_emb), rotate(key, rotary_emb), value
+def project_context(attn: WanAttention, text: Tensor, image: Tensor, text_bias: Tensor | None) -> ContextStates:
+    """Project embedded text (R, n, d) and image (R or 1, m, d) for a cross-attention."""
+    heads = (attn.heads, -1)
+    return ContextStates(
+        text_key=attn.norm_k(attn.to_k(text)).unflatten(2, heads),
+        text_value=attn.to_v(text).unflatten(2, heads),
+        image_key=attn.norm_added_k(attn.add_k_proj(image)).unflatten(2, heads),
+        image_value=attn.add_v_proj(image).unflatten(2, heads),
+        text_bias=text_bias,
+    )
+
+
+def _project_query(attn: WanAttention, states: Tensor, rotary: RotaryTable) -> Tensor:
+    return rotate(attn.norm_q(attn.to_q(states)).unflatten(2, (attn.heads, -1)), rotary)
+
+
+def _project_key_value(attn: WanAttention, states: Tensor, rotary: RotaryTable) -> tuple[Tensor, Tensor]:
+    key = rotate(attn.norm_k(attn.to_k(states)).unflatten(2, (attn.heads, -1)), rotary)
+    return key, attn.to_v(states).unflatten(2, (attn.heads, -1))
+
+
+def _for_rows(states: Tensor, like: Tensor) -> Tensor:
+    """Show states (1 or R, ...) to every row of another tensor."""
+    return states.expand(len(like), *states.shape[1:])
+
+
+def _join(target: Tensor, reference: Tensor) -> Tensor:
+    return torch.cat([target, _for_rows(reference, target)], dim=1)
 
 
 def _project_out(attn: WanAttention, attended: Tensor) -> Tensor:
@@ -232,38 +311,43 @@ class VideoAsPromptBlock(WanTransformerBlock):
         hidden_states: Tensor,
         reference_hidden_states: Tensor,
         target: StreamConditions,
-        reference: StreamConditions,
+        reference: ReferenceConditions | None,
     ) -> tuple[Tensor, Tensor]:
-        """Take both streams, (B, S, d) each, one block further. Without an expert the reference stays as it is."""
+        """Take the target (R, S, d) and the reference, both maybe still (B, S, d), one block further.
+
+        Without an expert, and in the last block that has one, the reference stays as it is.
+        """
         shift, scale, gate, *ffn_modulation = _modulation(self.scale_shift_table, target.time)
         modulated = _modulate(self.norm1, hidden_states, shift, scale)
-        if not self.has_expert:
+        if reference is None:
             attended = self.attn1(modulated, None, None, target.rotary)
-            hidden_states = _add_gated(hidden_states, attended, gate)
-            hidden_states = _attend_context(self.norm2, self.attn2, hidden_states, target.context)
-            return _feed_forward(self.norm3, self.ffn, hidden_states, ffn_modulation), reference_hidden_states
-
-        ref_shift, ref_scale, ref_gate, *ref_ffn_modulation = _modulation(
-            self.scale_shift_table_mot_ref, reference.time
-        )
-        attended, ref_attended = self.attn1(
-            modulated,
-            None,
-            None,
-            target.rotary,
-            reference=ReferenceAttention(
-                self.attn1_mot_ref,
-                _modulate(self.norm1_mot_ref, reference_hidden_states, ref_shift, ref_scale),
-                reference.rotary,
-            ),
-        )
+        else:
+            projected = reference.projected or self.project_reference(reference_hidden_states, reference)
+            joint = ReferenceAttention(self.attn1_mot_ref, projected)
+            attended = self.attn1(modulated, None, None, target.rotary, reference=joint)
+            if reference.context is not None:
+                attended, ref_attended = attended
+                reference_hidden_states = self._finish_reference(
+                    reference_hidden_states, ref_attended, reference.time, reference.context
+                )
         hidden_states = _add_gated(hidden_states, attended, gate)
         hidden_states = _attend_context(self.norm2, self.attn2, hidden_states, target.context)
-        hidden_states = _feed_forward(self.norm3, self.ffn, hidden_states, ffn_modulation)
+        return _feed_forward(self.norm3, self.ffn, hidden_states, ffn_modulation), reference_hidden_states
 
-        ref_states = _add_gated(reference_hidden_states, ref_attended, ref_gate)
-        ref_states = _attend_context(self.norm2_mot_ref, self.attn2_mot_ref, ref_states, reference.context)
-        return hidden_states, _feed_forward(self.norm3_mot_ref, self.ffn_mot_ref, ref_states, ref_ffn_modulation)
+    def project_reference(self, reference_hidden_states: Tensor, reference: ReferenceConditions) -> ProjectedTokens:
+        """Give the reference's part in the joint attention of its tokens (B, S, d)."""
+        attn = self.attn1_mot_ref
+        shift, scale, *_ = _modulation(self.scale_shift_table_mot_ref, reference.time)
+        modulated = _modulate(self.norm1_mot_ref, reference_hidden_states, shift, scale)
+        key, value = _project_key_value(attn, modulated, reference.rotary)
+        asks = reference.context is not None
+        return ProjectedTokens(_project_query(attn, modulated, reference.rotary) if asks else None, key, value)
+
+    def _finish_reference(self, states: Tensor, attended: Tensor, time: Tensor, context: ContextStates) -> Tensor:
+        _, _, gate, *ffn_modulation = _modulation(self.scale_shift_table_mot_ref, time)
+        states = _add_gated(states, attended, gate)
+        states = _attend_context(self.norm2_mot_ref, self.attn2_mot_ref, states, context)
+        return _feed_forward(self.norm3_mot_ref, self.ffn_mot_ref, states, ffn_modulation)
 
 
 # Norms, modulation, gates and the residual sums of self-attention and feed-forward run in float32, whatever the
@@ -282,7 +366,10 @@ def _add_gated(states: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     return (states.float() + update.float() * gate).type_as(states)
 
 
-def _attend_context(norm: nn.Module, attn: WanAttention, states: Tensor, context: Context) -> Tensor:
+def _attend_context(norm: nn.Module, attn: WanAttention, states: Tensor, context: ContextStates) -> Tensor:
+    rows = len(context.text_key)
+    if len(states) != rows:  # from here on the guidance branches differ
+        states = states.repeat(rows // len(states), 1, 1)
     return states + attn(norm(states.float()).type_as(states), context)
 
 
@@ -363,6 +450,7 @@ class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
         dim = num_attention_heads * attention_head_dim
         self.rope = RotaryEmbedding(attention_head_dim)
         self.rope_mot_ref = RotaryEmbedding(attention_head_dim, precedes_target=True)
+        self.token_split = nn.Identity()  # where context parallelism deals the tokens out
         self.patch_embedding_mot_ref = nn.Conv3d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
         self.condition_embedder_mot_ref = WanTimeTextImageEmbedding(
             dim=dim,
@@ -386,10 +474,9 @@ class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
         )
 
     @apply_lora_scale("attention_kwargs")
-    def forward(
+    def prepare(
         self,
-        hidden_states: Tensor,
-        timestep: Tensor,
+        timesteps: Tensor,
         encoder_hidden_states: Tensor,
         encoder_hidden_states_image: Tensor,
         reference_hidden_states: Tensor,
@@ -398,55 +485,84 @@ class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
         text_row_counts: Tensor | None = None,
         reference_text_row_counts: Tensor | None = None,
         attention_kwargs: dict[str, Any] | None = None,
-        return_dict: bool = True,
-    ) -> Transformer2DModelOutput | tuple[Tensor]:
+    ) -> RequestStates:
+        """Compute all that is constant over the steps of a request.
+
+        timesteps: (n,), of the steps to come, on the scale 0 to 1000.
+        encoder_hidden_states: (R, n, text_dim), the text encoder's states.
+        encoder_hidden_states_image: (R or 1, m, image_dim), the image encoder's.
+        reference_hidden_states: (B or 1, in_channels, T, h, w), clean latents, mask and condition latents.
+        reference_encoder_hidden_states*: as the target's. The reference's timestep is a constant of the model.
+        text_row_counts, reference_text_row_counts: (R, n), how many equal rows each text row stands for, as
+            `fold_padding` gives them; 0 hides a row; None counts each row once.
+        attention_kwargs: {"scale": float}, the strength of loaded LoRAs.
+        """
+        device = reference_hidden_states.device
+        grid = self._grid(reference_hidden_states)
+        rotary, reference_rotary = RotaryTable(*self.rope(grid, device)), RotaryTable(*self.rope_mot_ref(grid, device))
+        temb, time, text, image = self.condition_embedder(timesteps, encoder_hidden_states, encoder_hidden_states_image)
+        _, reference_time, reference_text, reference_image = self.condition_embedder_mot_ref(
+            torch.full((1,), REFERENCE_TIMESTEP, device=device),
+            reference_encoder_hidden_states,
+            reference_encoder_hidden_states_image,
+        )
+        bias, reference_bias = (
+            None if counts is None else counts.log()[:, None, None, :]
+            for counts in (text_row_counts, reference_text_row_counts)
+        )
+        reference_tokens = self._embed_tokens(self.patch_embedding_mot_ref, reference_hidden_states)
+        reference = ReferenceConditions(reference_time.unflatten(1, (6, -1)), reference_rotary)
+        blocks = cast(list[VideoAsPromptBlock], list(self.blocks))
+        experts = [index for index, block in enumerate(blocks) if block.has_expert]
+        references: list[ReferenceConditions | None] = [None] * len(blocks)
+        for index in experts:
+            block, conditions = blocks[index], reference
+            if index != experts[-1]:
+                context = project_context(block.attn2_mot_ref, reference_text, reference_image, reference_bias)
+                conditions = conditions._replace(context=context)
+            if index == experts[0]:  # its tokens are the embedded ones, in every step
+                conditions = conditions._replace(projected=block.project_reference(reference_tokens, conditions))
+            references[index] = conditions
+        return RequestStates(
+            times=TimeStates(temb, time.unflatten(1, (6, -1))),
+            reference_tokens=reference_tokens,
+            rotary=rotary,
+            contexts=tuple(project_context(block.attn2, text, image, bias) for block in blocks),
+            references=tuple(references),
+        )
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: Tensor,
+        time: TimeStates,
+        request: RequestStates,
+        attention_kwargs: dict[str, Any] | None = None,
+    ) -> Tensor:
         """Predict the flow velocity of the target.
 
         hidden_states: (B, in_channels, T, h, w); noisy latents, mask, condition latents along the channels.
-        timestep: (B,), on the scale 0 to 1000.
-        encoder_hidden_states: (B, n, text_dim), the text encoder's states.
-        encoder_hidden_states_image: (B, m, image_dim), the image encoder's.
-        reference_*: the same of the reference, whose latents (same shape) are clean and whose timestep is constant.
-        text_row_counts, reference_text_row_counts: (B, n), how many equal rows each text row stands for, as
-            `fold_padding` gives them; 0 hides a row; None counts each row once.
-        attention_kwargs: {"scale": float}, the strength of loaded LoRAs.
-        Returns (B, out_channels, T, h, w).
+        time: of this step, for all rows, or with a row of its own for each video where there is but one branch.
+        request: from `prepare`, for the same size.
+        attention_kwargs: as for `prepare`.
+        Returns (R, out_channels, T, h, w).
         """
-        grid = tuple(size // patch for size, patch in zip(hidden_states.shape[2:], self.config.patch_size, strict=True))
-        temb, target = self._condition(
-            self.condition_embedder,
-            timestep,
-            (encoder_hidden_states, encoder_hidden_states_image, text_row_counts),
-            self.rope(grid, hidden_states.device),
-        )
-        reference_timestep = torch.full((1,), REFERENCE_TIMESTEP, device=hidden_states.device)
-        _, reference = self._condition(
-            self.condition_embedder_mot_ref,
-            reference_timestep,
-            (reference_encoder_hidden_states, reference_encoder_hidden_states_image, reference_text_row_counts),
-            self.rope_mot_ref(grid, hidden_states.device),
-        )
-
-        tokens = _to_tokens(self.patch_embedding, hidden_states)
-        reference_tokens = _to_tokens(self.patch_embedding_mot_ref, reference_hidden_states)
-        for block in self.blocks:
+        tokens, reference_tokens = self._embed_tokens(self.patch_embedding, hidden_states), request.reference_tokens
+        for block, context, reference in zip(self.blocks, request.contexts, request.references, strict=True):
+            target = StreamConditions(context, time.modulation, request.rotary)
             tokens, reference_tokens = block(tokens, reference_tokens, target, reference)
+        return self._read_out(tokens, time.temb, self._grid(hidden_states))
 
-        sample = self._read_out(tokens, temb, grid)
-        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+    def _grid(self, latents: Tensor) -> tuple[int, int, int]:
+        """Give how many tokens latents (B, channels, T, h, w) have along time, rows and columns."""
+        frames, rows, columns = (
+            size // patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True)
+        )
+        return frames, rows, columns
 
-    def _condition(
-        self,
-        embedder: WanTimeTextImageEmbedding,
-        timestep: Tensor,
-        context: tuple[Tensor, Tensor, Tensor | None],
-        rotary: RotaryTable,
-    ) -> tuple[Tensor, StreamConditions]:
-        """Embed one stream's timestep, text and image; the time embedding itself is what the read-out needs."""
-        text_states, image_states, row_counts = context
-        temb, time, text, image = embedder(timestep, text_states, image_states)
-        bias = None if row_counts is None else row_counts.log()[:, None, None, :]
-        return temb, StreamConditions(Context(image, text, bias), time.unflatten(1, (6, -1)), rotary)
+    def _embed_tokens(self, patch_embedding: nn.Module, latents: Tensor) -> Tensor:
+        """Embed latents (B, channels, T, h, w) as tokens (B, S, d); of S, under context parallelism, this rank's."""
+        return self.token_split(patch_embedding(latents).flatten(2).transpose(1, 2).contiguous())
 
     def _read_out(self, tokens: Tensor, temb: Tensor, grid: tuple[int, ...]) -> Tensor:
         """Turn the target's tokens (B, S, d) into (B, out_channels, T, h, w)."""
@@ -455,7 +571,3 @@ class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
         patches = patches.unflatten(1, grid).unflatten(-1, (*self.config.patch_size, -1))
         # (B, frames, rows, columns, patch frames, patch rows, patch columns, channels) -> channels first, axes paired
         return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-
-def _to_tokens(patch_embedding: nn.Module, latents: Tensor) -> Tensor:
-    return patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()

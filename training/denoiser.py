@@ -129,9 +129,8 @@ def with_condition(latents: Tensor, conditions: Tensor) -> Tensor:
 
 def predict(nano: Nano, timestep: Tensor, target: Streams, reference: Streams) -> Tensor:
     """Give the velocity (B, z, T, h, w)."""
-    return nano.transformer(
-        hidden_states=target.latents,
-        timestep=timestep,
+    request = nano.transformer.prepare(
+        timesteps=timestep,
         encoder_hidden_states=target.text,
         encoder_hidden_states_image=target.image,
         reference_hidden_states=reference.latents,
@@ -139,7 +138,8 @@ def predict(nano: Nano, timestep: Tensor, target: Streams, reference: Streams) -
         reference_encoder_hidden_states_image=reference.image,
         text_row_counts=target.row_counts,
         reference_text_row_counts=reference.row_counts,
-    ).sample
+    )
+    return nano.transformer(target.latents, request.times, request)
 
 
 def flow_loss(

@@ -5,18 +5,20 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import StudioError
 from pipeline.presets import PRESETS_FOLDER, Preset, load_presets
+from server.background import leave
 from server.settings import Settings, prepare_environment, read_settings, settle_port
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from server.jobs import JobQueue
+    from server.loading import Gauge
     from server.workshop import Model
 
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -32,37 +34,42 @@ def main(arguments: Sequence[str]) -> int:
         prepare_environment(settings)
         presets = load_presets()
         # Imported late, as all below: --help should not wait for the queue and the page.
-        from server.assembly import open_files, open_queue
+        from server.assembly import make_tls_front, open_files, open_queue
 
         queue = open_queue(settings, open_files(settings))
+        tls_front = make_tls_front(settings, queue)
     except StudioError as error:
         sys.stderr.write(f"{error.message}\n")
         return 2
-    with closing(queue):
+    # Gradio ends quietly at Ctrl-C; before it serves, the interruption comes as far as here.
+    with closing(queue), tls_front, suppress(KeyboardInterrupt):
         run(settings, port, presets, queue)
     return 0
 
 
 def run(settings: Settings, port: int, presets: Sequence[Preset], queue: "JobQueue") -> None:
     """Serve, and make the videos unless workers elsewhere do."""
-    from server.assembly import make_worker
-    from server.loading import load_in_background
+    from server.assembly import make_load, make_tender, make_worker
+    from server.loading import Gauge, load_in_background
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends us as Ctrl-C does
-    if not settings.worker:
-        serve(settings, port, presets, queue, None)
-        return
-    model = load_in_background(settings.model)
-    worker = make_worker(settings, queue, load=model.result)
+    gauge = Gauge()
+    model = load_in_background(settings.model, gauge, make_load(settings, gauge)) if settings.worker else None
+    worker = make_worker(settings, queue, model.result, gauge) if model else make_tender(settings, queue)
     worker.start()
     try:
-        serve(settings, port, presets, queue, model)
+        serve(settings, port, presets, queue, model, gauge)
     finally:
         worker.stop(STOP_TIMEOUT_S)
 
 
 def serve(
-    settings: Settings, port: int, presets: Sequence[Preset], queue: "JobQueue", model: "Future[Model] | None"
+    settings: Settings,
+    port: int,
+    presets: Sequence[Preset],
+    queue: "JobQueue",
+    model: "Future[Model] | None",
+    gauge: "Gauge",
 ) -> None:
     """Open the page at once, with the API beside it, and stay until told to end."""
     from server.api import api_routes
@@ -72,7 +79,7 @@ def serve(
     from server.ui import build_page
 
     api = make_api(settings, queue)
-    studio = make_studio(settings, api, model)
+    studio = make_studio(settings, api, model, gauge)
     page = build_page(presets, studio.browser_secret, safety_forced=settings.force_safety_checker)
     connect(page, studio)
     page.blocks.launch(
@@ -98,4 +105,4 @@ def _allowed_by_gradio() -> list[str]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -29,6 +29,24 @@
     if (job) history.replaceState(history.state, "", addressOf(job));
   };
 
+  // Whether to look again: unless what has settled is the job on show by now, whatever answer came last.
+  const goOn = (job, settled) => ({ __type__: "update", active: settled !== (job || "none") });
+
+  // The form is kept for this tab, and for all tabs of this browser by Gradio. Until it is back nothing is kept: fields
+  // that come to be, empty, would wipe it out.
+  const TAB_KEY = "video-as-prompt-tab";
+  let isFormBack = false;
+  const recallForm = (...kept) => JSON.parse(sessionStorage.getItem(TAB_KEY)) ?? kept;
+  const keepValues = (kept, values) => [isFormBack ? values : kept];
+  const keepInTab = (form) => {
+    if (isFormBack) sessionStorage.setItem(TAB_KEY, JSON.stringify(form));
+  };
+  const formIsBack = (form) => {
+    isFormBack = true;
+    keepInTab(form);
+    document.documentElement.dataset.form = "back";
+  };
+
   const say = (button, text) => {
     const before = button.textContent;
     if (before === text) return;
@@ -123,5 +141,5 @@
     keepPlace();
   };
   new MutationObserver(refresh).observe(document.body, { childList: true, subtree: true });
-  window.studio = { answerGenerate, answerJobs, copyLink, nameJob };
+  window.studio = { answerGenerate, answerJobs, copyLink, formIsBack, goOn, keepInTab, keepValues, nameJob, recallForm };
 }

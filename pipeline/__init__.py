@@ -1,10 +1,14 @@
 """Video-As-Prompt as a library: makes videos, knows nothing of the web."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.transformer import VideoAsPromptTransformer3DModel
     from pipeline.video_as_prompt import VideoAsPromptPipeline
+
+# Read by diffusers when it is imported: a sharded checkpoint whose weights change their type loads in half the time.
+os.environ.setdefault("HF_ENABLE_PARALLEL_LOADING", "1")
 
 __all__ = ["VideoAsPromptPipeline", "VideoAsPromptTransformer3DModel"]
 

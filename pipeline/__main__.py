@@ -1,4 +1,7 @@
-"""The command line: `python -m pipeline --reference-video clip.mp4 --image horse.png ... --output out.mp4`."""
+"""The command line: `python -m pipeline --reference-video clip.mp4 --image horse.png ... --output out.mp4`.
+
+`python -m pipeline models` looks after the files of the models.
+"""
 
 import argparse
 import random
@@ -6,15 +9,18 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 from tqdm import tqdm
 
 from pipeline import spec
-from pipeline.check import check_inputs
 from pipeline.errors import StudioError
-from pipeline.generate import Progress, generate
-from pipeline.weights import load_model
+from pipeline.model_progress import ModelProgress
+from pipeline.models import run_models
+
+if TYPE_CHECKING:
+    from pipeline.generate import Progress
 
 # The safety checker has a switch instead of a value.
 OPTIONS = [name for name in spec.GenerationRequest.model_fields if name != "enable_safety_checker"]
@@ -23,7 +29,9 @@ OPTIONS = [name for name in spec.GenerationRequest.model_fields if name != "enab
 def build_parser() -> argparse.ArgumentParser:
     """Give an option to every field of a request; the values are checked by the request, not here."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline", description="Make a video in which an image does what a reference video does."
+        prog="python -m pipeline",
+        description="Make a video in which an image does what a reference video does.",
+        epilog="`python -m pipeline models --help`: download, check and update the models.",
     )
     for name in OPTIONS:
         field = spec.GenerationRequest.model_fields[name]
@@ -38,12 +46,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="Do not check for unsafe content.",
     )
     parser.add_argument("--model", default="nano", help="nano (default), 14b, a folder or a hub repository.")
+    parser.add_argument("--profile", default="auto", help="How the weights lie in memory; auto picks what fits.")
     parser.add_argument("--output", type=Path, required=True, metavar="OUT.mp4", help="Where the video goes.")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Make the video that the options describe. Raises StudioError, pydantic's ValidationError."""
+    # Imported here: torch and diffusers take several seconds, and `--help` and `models` should not wait for them.
+    from pipeline.check import check_inputs
+    from pipeline.planner import make_planner
+    from pipeline.profiles import generate_as_planned
+    from pipeline.weights import load_model
+
     output: Path = arguments.output
     if output.suffix.lower() != ".mp4":
         raise StudioError(f"The output “{output}” is not an .mp4 file; give a name that ends in .mp4.")
@@ -53,27 +68,37 @@ def run(arguments: argparse.Namespace) -> None:
     request = spec.GenerationRequest(**given, enable_safety_checker=arguments.enable_safety_checker)
     check_inputs(request)
 
-    pipe, facts = load_model(arguments.model)
+    planner = make_planner(arguments.model, arguments.profile)
+    with tqdm(bar_format="{desc}", leave=False) as bar:
+
+        def show_model(progress: ModelProgress) -> None:
+            bar.set_description_str(f"{progress.stage} {progress.amount}")
+
+        pipe, facts = load_model(arguments.model, show_model, planner)
     made = spec.settle(request, facts, random.Random())
     with (
         tempfile.TemporaryDirectory(dir=output.parent, prefix=".video-as-prompt-") as folder,
         tqdm(total=made.num_inference_steps, unit="step") as bar,
     ):
 
-        def show(progress: Progress) -> None:
+        def show(progress: "Progress") -> None:
+            if progress.note:
+                bar.write(progress.note)
             bar.set_description(progress.stage)
             bar.update(progress.step - bar.n if progress.stage == "denoising" else 0)
 
-        result = generate(made, pipe, Path(folder), show)
+        result = generate_as_planned(made, pipe, Path(folder), show, planner)
         shutil.move(result.video, output)
     print(f"{output}: {made.num_frames} frames, {made.width} x {made.height}, seed {made.seed}, {result.seconds:.0f} s")
 
 
 def main() -> int:
     """Run the command line; 0 done, 2 a wrong input, 130 stopped."""
-    arguments = build_parser().parse_args()
     try:
-        run(arguments)
+        if sys.argv[1:2] == ["models"]:
+            run_models(sys.argv[2:])
+        else:
+            run(build_parser().parse_args())
     except ValidationError as error:
         sentences = [found.message for found in spec.explain(error)]
     except StudioError as error:

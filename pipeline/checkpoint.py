@@ -6,21 +6,22 @@ So the parts are loaded one by one, by their folder, and every missing or surplu
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from diffusers import AutoencoderKLWan
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import CLIPVisionModel, T5TokenizerFast, UMT5EncoderModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from pipeline import hub
 from pipeline.errors import ModelError
+from pipeline.store import HubModel
 from pipeline.transformer import VideoAsPromptTransformer3DModel
 
-FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "image_processor", "scheduler")
+FOLDERS = hub.FOLDERS
 OPTIONS = ("render_size", "num_inference_steps")  # what our own checkpoints add to model_index.json
 
 # Stored by some exporters of the base model, read by no Wan network.
@@ -39,41 +40,37 @@ def fetch_checkpoint(
 ) -> Path:
     """Give the local folder of a checkpoint: a folder as it is, a hub repository downloaded.
 
-    Raises ModelError when it is neither.
+    Raises ModelError when it is neither; see `store.HubModel` for what else can go wrong.
     """
     if Path(location).is_dir():
         return Path(location)
-    patterns = ["model_index.json", *(f"{folder}/*" for folder in FOLDERS)]
-    try:
-        folder = snapshot_download(
-            str(location),
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-            allow_patterns=patterns,
-        )
-    except RepositoryNotFoundError as error:
-        raise ModelError(f"The hub has no model “{location}”; check its name.", "model") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        message = f"The model “{location}” is neither a folder here nor to be had from the hub right now."
-        raise ModelError(message, "model") from error
-    except ValueError as error:  # huggingface_hub's HFValidationError: not a repository's name
-        raise ModelError(f"“{location}” is neither a folder nor a hub repository.", "model") from error
-    return Path(folder)
+    if str(location).count("/") != 1:
+        message = f"“{location}” is neither a folder here nor a repository of the hub; check its name."
+        raise ModelError(message, "model")
+    repository = hub.Repository(str(location), token, offline=local_files_only)
+    return HubModel(repository, revision, Path(cache_dir) if cache_dir else None).fetch()
 
 
-def load_components(folder: Path, dtype: torch.dtype, given: dict[str, Any] | None = None) -> dict[str, Any]:
+def load_components(
+    folder: Path,
+    dtype: torch.dtype,
+    given: dict[str, Any] | None = None,
+    on_part: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
     """Load all parts of a checkpoint, with the number formats of the reference implementation.
 
     dtype: of the text encoder and the transformer (whose norms and time embedders stay float32); VAE and CLIP are
         always float32.
     given: parts to use as they are instead of loading them.
+    on_part: told before each part how many are done, of how many.
     Raises ModelError, naming the tensors, when a part is missing, not whole, or holds what its class does not know.
     """
     given = given or {}
     options = _read_model_index(folder)
-    parts = {name: given[name] if name in given else _load_part(folder, name, dtype) for name in FOLDERS}
+    parts = {}
+    for number, name in enumerate(FOLDERS):
+        on_part(number, len(FOLDERS))
+        parts[name] = given[name] if name in given else _load_part(folder, name, dtype)
     return parts | {name: options[name] for name in OPTIONS if name in options}
 
 
@@ -87,23 +84,28 @@ def _read_model_index(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is not valid JSON; fetch the model again.", "model") from error
 
 
-def _load_part(folder: Path, name: str, dtype: torch.dtype) -> Any:
+def load_transformer(folder: Path, dtype: torch.dtype, quantization: Any) -> VideoAsPromptTransformer3DModel:
+    """Load the transformer alone, as strictly. quantization: diffusers' configuration for it; None: as `dtype` says."""
+    return _load_part(folder, "transformer", dtype, quantization_config=quantization)
+
+
+def _load_part(folder: Path, name: str, dtype: torch.dtype, **options: Any) -> Any:
     if not (folder / name).is_dir():
         raise ModelError(f"{folder} has no folder “{name}”; fetch the model again.", "model")
     try:
-        return _LOADERS[name](folder, dtype)
+        return _LOADERS[name](folder, dtype, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"The model's {name} could not be loaded from {folder / name}: {error}", "model") from error
 
 
-def _load_whole(model_class: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
-    model, info = model_class.from_pretrained(folder, subfolder=part, dtype=dtype, output_loading_info=True)
+def _load_whole(model_class: Any, folder: Path, part: str, dtype: torch.dtype, **options: Any) -> Any:
+    model, info = model_class.from_pretrained(folder, subfolder=part, dtype=dtype, output_loading_info=True, **options)
     _require_whole(part, model, info)
     return model
 
 
-def _load_transformer(folder: Path, dtype: torch.dtype) -> VideoAsPromptTransformer3DModel:
-    return _load_whole(VideoAsPromptTransformer3DModel, folder, "transformer", dtype)
+def _load_transformer(folder: Path, dtype: torch.dtype, **options: Any) -> VideoAsPromptTransformer3DModel:
+    return _load_whole(VideoAsPromptTransformer3DModel, folder, "transformer", dtype, **options)
 
 
 def _load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLWan:

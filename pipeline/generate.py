@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline import export, media, safety
+from pipeline import export, media, safety, wall
 from pipeline.conditioning import Conditions
 from pipeline.preview import LatentPreview, fit_preview_weights
 from pipeline.resume import SAVE_EVERY, load_state, save_state
@@ -24,12 +24,16 @@ Stage = Literal["reading", "checking", "encoding", "denoising", "decoding", "sav
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: `step` of `total` within a stage; while denoising, a look at what is being made."""
+    """Where a run is: `step` of `total` within a stage; while denoising, a look at what is being made.
+
+    note: something to write in the log besides.
+    """
 
     stage: Stage
     step: int = 0
     total: int = 1
     preview: LatentPreview | None = None
+    note: str = ""
 
 
 OnProgress = Callable[[Progress], None]  # may raise StoppedError, which ends the run
@@ -90,7 +94,7 @@ def _read_inputs(spec: GenerationSpec, on_progress: OnProgress) -> tuple[list[Im
     on_progress(Progress("reading"))
     # Cropped to the file's size, not the model's: a model that always renders at its own is given the whole picture
     # stretched and its result is stretched back, and the checker and the comparison see all there is to see.
-    reference = media.read_video(
+    reference = wall.read_video(
         spec.reference_video,
         num_frames=spec.num_frames,
         height=spec.height,
@@ -98,7 +102,7 @@ def _read_inputs(spec: GenerationSpec, on_progress: OnProgress) -> tuple[list[Im
         start_s=spec.reference_start_s,
         end_s=spec.reference_end_s,
     )
-    image = media.read_image(spec.image, height=spec.height, width=spec.width)
+    image = wall.read_image(spec.image, height=spec.height, width=spec.width)
     if spec.enable_safety_checker:
         on_progress(Progress("checking"))
         safety.check_texts({"prompt": spec.prompt, "video_description": spec.video_description})

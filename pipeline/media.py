@@ -32,7 +32,7 @@ SETTINGS_KEY = "video_as_prompt_settings"
 class VideoInfo:
     """The first video stream of a file as a player shows it: upright, in square pixels.
 
-    num_frames: frames that can be read. fps: their mean rate, also where the rate varies.
+    num_frames: frames that can be read. fps: their mean rate, also where the rate varies. codec: as FFmpeg calls it.
     """
 
     height: int
@@ -41,6 +41,7 @@ class VideoInfo:
     duration_s: float
     fps: float
     has_audio: bool
+    codec: str
 
 
 def probe_video(path: Path, field: str = "reference_video") -> VideoInfo:
@@ -208,7 +209,8 @@ def _info(scan: VideoScan) -> VideoInfo:
     """Sum up a scan."""
     height, width = scan.upright_size
     num_frames, duration_s = len(scan.timeline.pts), scan.timeline.duration_s
-    return VideoInfo(height, width, num_frames, duration_s, num_frames / duration_s, scan.has_audio)
+    rate = num_frames / duration_s
+    return VideoInfo(height, width, num_frames, duration_s, rate, scan.has_audio, scan.codec)
 
 
 def _settings_metadata(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import (
     WanAttention,
@@ -378,6 +379,10 @@ def _feed_forward(norm: nn.Module, ffn: nn.Module, states: Tensor, modulation: S
     return _add_gated(states, ffn(_modulate(norm, states, shift, scale)), gate)
 
 
+def _split_tokens(expected_dims: int) -> ContextParallelInput:
+    return ContextParallelInput(split_dim=1, expected_dims=expected_dims, split_output=True)
+
+
 class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
     """Stock `WanTransformer3DModel` plus the reference stream, with its own embedders.
 
@@ -394,7 +399,13 @@ class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
         "scale_shift_table_mot_ref",
         "norm2_mot_ref",
     ]
-    _cp_plan: ClassVar = None  # the stock plan would split the target's tokens and leave the reference's whole
+    # Tokens of both streams and their rotations are dealt out once each, as they are made; contexts stay whole. A rank's
+    # joint attention then holds its share of both streams, which together are all of them.
+    _cp_plan: ClassVar = {
+        **dict.fromkeys(("rope", "rope_mot_ref"), {index: _split_tokens(expected_dims=4) for index in (0, 1)}),
+        "token_split": {0: _split_tokens(expected_dims=3)},
+        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+    }
 
     @register_to_config
     def __init__(

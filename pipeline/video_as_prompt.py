@@ -1,5 +1,6 @@
 """`VideoAsPromptPipeline`: the components, and the order of the stages."""
 
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,6 +21,7 @@ from pipeline.conditioning import (
     DEFAULT_NEGATIVE_PROMPT,
     Conditions,
     Texts,
+    TextStates,
     encode_condition,
     encode_image,
     encode_pixels,
@@ -28,14 +30,19 @@ from pipeline.conditioning import (
     stretch_to_pixels,
 )
 from pipeline.denoise import DenoisingStep, LoopState, denoise, prepare_scheduler
+from pipeline.encoding_cache import EncodingCache, fingerprint_files, make_key
 from pipeline.errors import InvalidInputError
 from pipeline.media import choose_frames
 from pipeline.transformer import VideoAsPromptTransformer3DModel
 
+ENCODERS = ("vae", "text_encoder", "tokenizer", "image_encoder", "image_processor")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 # (pipeline, step index, timestep, {"latents": ...}) -> tensors to go on with; the convention of diffusers
 StepCallback = Callable[["VideoAsPromptPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
+
+# what `denoise` gives, from the pipeline, conditions, start noise, number of steps, guidance, and where to go on
+Loop = Callable[["VideoAsPromptPipeline", Conditions, Tensor, int, float, LoopState | None], Iterator[DenoisingStep]]
 
 
 class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
@@ -43,6 +50,10 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
     render_size: short and long side in pixels that this checkpoint always renders at; None: at any size.
     num_inference_steps: the checkpoint's own number of denoising steps.
+
+    encoding_cache: where encodings are kept; in memory unless replaced by one with a folder.
+    fingerprint: stands for the encoders' weights in the cache's keys.
+    loop: runs the denoising loop; `pipeline.parallel` puts one in its place that several devices share.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->transformer->vae"
@@ -75,6 +86,9 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         )
         self.video_processor = VideoProcessor(vae_scale_factor=vae.config.scale_factor_spatial)
         self._interrupt = False
+        self.encoding_cache = EncodingCache()
+        self.fingerprint = uuid.uuid4().hex
+        self.loop: Loop = run_alone
 
     @classmethod
     def from_pretrained(
@@ -103,7 +117,10 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             token=token,
             local_files_only=local_files_only,
         )
-        return cls(**checkpoint.load_components(folder, dtype, components))
+        pipe = cls(**checkpoint.load_components(folder, dtype, components))
+        if not components:
+            pipe.fingerprint = fingerprint_files(folder, ENCODERS)
+        return pipe
 
     @property
     def interrupt(self) -> bool:
@@ -186,32 +203,62 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         positive = self._encode_texts(texts)
         negative = None if negative_texts is None else self._encode_texts(negative_texts)
         frames = [reference_video[index] for index in choose_frames(len(reference_video), num_frames)]
-        image_embeds, reference_image_embeds = (
-            encode_image(picture, self.image_processor, self.image_encoder) for picture in (image, frames[0])
-        )
+        image_embeds, reference_image_embeds = (self._encode_image(picture) for picture in (image, frames[0]))
 
-        clip = stretch_to_pixels(frames, height, width)
-        start = stretch_to_pixels([image], height, width)
+        size = (height, width)
         # Where the end is given, the reference shows the network what a given end looks like.
-        end = None if last_image is None else stretch_to_pixels([last_image], height, width)
-        reference_end = None if last_image is None else clip[:, :, -1:]
-        reference_condition = encode_condition(clip[:, :, :1], reference_end, num_frames, self.vae)
+        reference_end = None if last_image is None else frames[-1]
+        reference = [
+            self._encode_clip(frames, size),
+            self._encode_condition(frames[0], reference_end, num_frames, size),
+        ]
         return Conditions(
             positive=positive,
             negative=negative,
             image_embeds=image_embeds,
             reference_image_embeds=reference_image_embeds,
-            condition_latents=encode_condition(start, end, num_frames, self.vae),
-            reference_latents=torch.cat([encode_pixels(clip, self.vae), reference_condition], dim=1),
+            condition_latents=self._encode_condition(image, last_image, num_frames, size),
+            reference_latents=torch.cat(reference, dim=1),
         )
 
     def _encode_texts(self, texts: tuple[str | None, str | None]) -> Texts:
-        return Texts(
-            *(
-                encode_text(DEFAULT_NEGATIVE_PROMPT if text is None else text, self.tokenizer, self.text_encoder)
-                for text in texts
-            )
-        )
+        return Texts(*(self._encode_text(DEFAULT_NEGATIVE_PROMPT if text is None else text) for text in texts))
+
+    # Each of these asks the cache first; what it computes depends on nothing but the key and the weights.
+
+    def _encode_text(self, text: str) -> TextStates:
+        def compute() -> dict[str, Tensor]:
+            return vars(encode_text(text, self.tokenizer, self.text_encoder))
+
+        key = make_key("text", self.fingerprint, _number_format(self.text_encoder), text)
+        return TextStates(**self.encoding_cache.get(key, compute))
+
+    def _encode_image(self, picture: Image.Image) -> Tensor:
+        def compute() -> dict[str, Tensor]:
+            return {"states": encode_image(picture, self.image_processor, self.image_encoder)}
+
+        key = make_key("image", self.fingerprint, _number_format(self.image_encoder), picture)
+        return self.encoding_cache.get(key, compute)["states"]
+
+    def _encode_condition(
+        self, first: Image.Image, last: Image.Image | None, num_frames: int, size: tuple[int, int]
+    ) -> Tensor:
+        def compute() -> dict[str, Tensor]:
+            end = None if last is None else stretch_to_pixels([last], *size)
+            return {"latents": encode_condition(stretch_to_pixels([first], *size), end, num_frames, self.vae)}
+
+        key = make_key("condition", self.fingerprint, self._vae_format(), size, num_frames, first, last)
+        return self.encoding_cache.get(key, compute)["latents"]
+
+    def _encode_clip(self, frames: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
+        def compute() -> dict[str, Tensor]:
+            return {"latents": encode_pixels(stretch_to_pixels(frames, *size), self.vae)}
+
+        key = make_key("clip", self.fingerprint, self._vae_format(), size, *frames)
+        return self.encoding_cache.get(key, compute)["latents"]
+
+    def _vae_format(self) -> tuple[str, bool]:
+        return _number_format(self.vae), self.vae.use_tiling
 
     def prepare_latents(
         self,
@@ -239,9 +286,8 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         resume_from: LoopState | None = None,
     ) -> Iterator[DenoisingStep]:
         """Denoise start noise (B, z, T, h, w), float32, step by step; see `pipeline.denoise.denoise`."""
-        device = self._execution_device
-        scheduler = prepare_scheduler(self.scheduler, num_inference_steps, device)
-        yield from denoise(self.transformer, scheduler, conditions, latents.to(device), guidance_scale, resume_from)
+        latents = latents.to(self._execution_device)
+        yield from self.loop(self, conditions, latents, num_inference_steps, guidance_scale, resume_from)
 
     def _run_loop(
         self, steps: Iterator[DenoisingStep], num_inference_steps: int, callback: StepCallback | None
@@ -302,6 +348,23 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         if output_type not in OUTPUT_TYPES:
             message = f"There is no output type {output_type!r}; try one of {', '.join(OUTPUT_TYPES)}."
             raise InvalidInputError("output_type", message)
+
+
+def run_alone(
+    pipe: VideoAsPromptPipeline,
+    conditions: Conditions,
+    latents: Tensor,
+    num_inference_steps: int,
+    guidance_scale: float,
+    resume_from: LoopState | None,
+) -> Iterator[DenoisingStep]:
+    """Run the denoising loop in this process."""
+    scheduler = prepare_scheduler(pipe.scheduler, num_inference_steps, latents.device)
+    return denoise(pipe.transformer, scheduler, conditions, latents, guidance_scale, resume_from)
+
+
+def _number_format(model: torch.nn.Module) -> str:
+    return f"{model.dtype} {get_module_execution_device(model).type}"
 
 
 def _require_picture(field: str, picture: Any) -> None:

@@ -86,6 +86,7 @@ class VideoScan:
     pixel_aspect: float
     orientation: Orientation
     has_audio: bool
+    codec: str
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -151,6 +152,7 @@ def scan_video(path: Path, field: str) -> VideoScan:
             pixel_aspect=float(stream.sample_aspect_ratio or 1),
             orientation=_orientation(first),
             has_audio=bool(container.streams.audio),
+            codec=stream.codec_context.name,
         )
 
 

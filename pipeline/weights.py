@@ -1,59 +1,52 @@
-"""The model store: which models there are, where their files lie, and how they are loaded."""
+"""Loading a model: its files, fetched if need be, in the profile that was planned for this machine."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from pipeline.errors import ModelError
+from pipeline.checkpoint import FOLDERS, load_components, load_transformer
+from pipeline.hardware import Machine, Profile
+from pipeline.model_progress import ModelProgress, OnModel, ignore
+from pipeline.models import find_model
+from pipeline.planner import Planner, make_planner
+from pipeline.profiles import apply_profile, compute_dtype, quantization, store_weights
 from pipeline.spec import ModelFacts
 from pipeline.video_as_prompt import VideoAsPromptPipeline
 
-NANO_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "nano"
 
+def load_model(
+    name: str, on_progress: OnModel = ignore, planner: Planner | None = None
+) -> tuple[VideoAsPromptPipeline, ModelFacts]:
+    """Load a model in the profile its planner starts with; none: the one that suits this machine best.
 
-@dataclass(frozen=True)
-class ModelSource:
-    """A model by the short name people type: what it is, and its folder or hub repository."""
-
-    name: str
-    title: str
-    location: str
-
-
-MODELS = {
-    source.name: source
-    for source in (
-        ModelSource("nano", "nano, the small model in this repository", str(NANO_FOLDER)),
-        ModelSource("14b", "Video-As-Prompt on Wan2.1-14B", "ByteDance/Video-As-Prompt-Wan2.1-14B"),
-    )
-}
-
-
-def find_model(name: str) -> ModelSource:
-    """Give the model a person named: `nano`, `14b`, a folder in the released layout, or a hub repository.
-
-    Raises ModelError when it is none of these.
-    """
-    if name in MODELS:
-        return MODELS[name]
-    if (Path(name) / "model_index.json").is_file():
-        return ModelSource(Path(name).resolve().name, name, name)
-    if name.count("/") == 1 and not Path(name).exists():
-        return ModelSource(name, name, name)
-    raise ModelError(f"There is no model “{name}”; try nano, 14b, or a folder that holds a model_index.json.", "model")
-
-
-def load_model(name: str) -> tuple[VideoAsPromptPipeline, ModelFacts]:
-    """Load a model onto this machine's best device: bfloat16 with offload on a GPU, float32 on a CPU.
-
-    Raises ModelError when its files are missing or are not this model's.
+    Raises ModelError when it cannot fit, before anything is fetched or loaded; when its files are missing and cannot be
+    fetched, or are not this model's.
     """
     source = find_model(name)
-    on_gpu = torch.cuda.is_available()
-    pipe = VideoAsPromptPipeline.from_pretrained(source.location, dtype=torch.bfloat16 if on_gpu else torch.float32)
-    if on_gpu:
-        pipe.enable_model_cpu_offload()
-    pipe.set_progress_bar_config(disable=True)
+    planner = planner or make_planner(name)
+    profile = planner.start.profile
+    folder = source.folder or source.on_hub.fetch(on_progress)
+    pipe = load_in_profile(folder, profile, planner.machine, on_progress)
     facts = ModelFacts(source.name, pipe.config.num_inference_steps, pipe.config.render_size)
     return pipe, facts
+
+
+def load_in_profile(
+    folder: Path, profile: Profile, machine: Machine, on_progress: OnModel = ignore
+) -> VideoAsPromptPipeline:
+    """Load the model in a folder in a profile. Raises ModelError when its files are missing or not this model's."""
+    dtype = compute_dtype(profile, machine)
+    # First, and brought into its format before the others come: RAM then never holds it whole beside them.
+    on_progress(ModelProgress("loading", 0, len(FOLDERS)))
+    transformer = load_transformer(folder, dtype, quantization(profile, dtype))
+    store_weights(transformer, profile, dtype)
+    parts = load_components(
+        folder,
+        dtype,
+        {"transformer": transformer},
+        on_part=lambda done, total: on_progress(ModelProgress("loading", done, total)),
+    )
+    pipe = VideoAsPromptPipeline(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    apply_profile(pipe, profile, torch.device(machine.device))
+    return pipe

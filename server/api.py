@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from fastapi import APIRouter, FastAPI, Request
@@ -30,6 +31,7 @@ from server.calls import (
     read_body,
     refusal,
     respond,
+    wanted_lifetime,
 )
 from server.fetch import ForbiddenAddressError, check_url
 from server.files import UnknownFileError
@@ -168,6 +170,7 @@ def _allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
 async def _submit(request: Request, owner: str, services: ApiServices, urls: Urls) -> Job:
     start_timeout_s = _start_timeout(request.headers.get("x-fal-request-timeout"))
     webhook = _webhook(request.query_params.get("fal_webhook"), services, urls)
+    keep_s = wanted_lifetime(request.headers)
     body = await read_body(request, MAX_INPUT_BYTES)
     inputs = InputFiles(services.files, services.scratch_dir, services.max_upload_bytes)
     priority: Literal["normal", "low"] = "low" if request.headers.get("x-fal-queue-priority") == "low" else "normal"
@@ -175,7 +178,7 @@ async def _submit(request: Request, owner: str, services: ApiServices, urls: Url
     def decide() -> Job:
         given = parse_json(body)
         try:
-            asked = inputs.to_request(read_input(given), urls)
+            asked = replace(inputs.to_request(read_input(given), urls), keep_s=keep_s)
         except InvalidBodyError as error:
             return services.queue.submit_invalid(error.job_error, owner=owner, webhook_url=webhook)
         return services.queue.submit(

@@ -4,27 +4,34 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import StudioError
+from pipeline.errors import InvalidInputError, StudioError
+from pipeline.model_progress import OnModel
 from pipeline.spec import GenerationRequest, GenerationSpec
 from server.calls import ApiServices
+from server.certificates import load_certificate
 from server.fetch import Caller, FetchRules, SourceResolver
 from server.files import FileStore
 from server.job import Limits, Retention
 from server.jobs import JobQueue
 from server.keys import KEYS_FILE, KeyRing
-from server.settings import Settings, WorkerSettings, prepare_environment, read_settings
+from server.loading import Gauge
+from server.settings import Settings, WorkerSettings, bind, prepare_environment, read_settings
 from server.signing import load_signer
 from server.studio import Studio, Uploads, load_secret
+from server.tls_front import TlsFront
 from server.webhooks import Webhooks
 from server.worker import Worker, work_until_told
 from server.workshop import Model, Workshop
 
 if TYPE_CHECKING:
     from pipeline.generate import GenerationResult, Progress
+    from pipeline.planner import Planner
 
 SIGNING_FILE = "signing.key"
 DAY_S = 86_400.0
@@ -44,27 +51,47 @@ def open_queue(settings: Settings, files: FileStore) -> JobQueue:
     return JobQueue(url, files, limits=limits)
 
 
-def make_worker(settings: Settings, queue: JobQueue, load: Callable[[], Model] | None = None) -> Worker:
-    """Make the worker of this process. load: gives the model, for an app that has begun to load it already."""
+def make_worker(
+    settings: Settings, queue: JobQueue, load: Callable[[], Model] | None = None, gauge: Gauge | None = None
+) -> Worker:
+    """Make the worker of this process.
+
+    load: gives the model, for an app that has begun to load it already and shows in `gauge` how far that is.
+    """
+    shown = gauge or Gauge()
+
+    def generate(
+        spec: GenerationSpec, pipe: Any, folder: Path, on_progress: Callable[["Progress"], None]
+    ) -> "GenerationResult":
+        # The operator's word is above the request's; the settings of the result then say that it was checked.
+        checked = replace(spec, enable_safety_checker=True) if settings.force_safety_checker else spec
+        return _generate(checked, pipe, folder, on_progress, shown.planner)
+
     caller = Caller(_rules(settings))
     workshop = Workshop(
-        load=load or (lambda: _load_model(settings.model)),
+        load=load or (lambda: make_load(settings, shown)(settings.model, shown.show)),
+        how_far=lambda: shown.progress,
         resolve=SourceResolver(caller, queue.files).resolve,
         store=queue.files,
         folder=settings.data_dir / "jobs",
-        generate=_generate_safely if settings.force_safety_checker else _generate,
+        generate=generate,
         check_media=_check_media_safely if settings.force_safety_checker else _check_media,
     )
     return Worker(
         queue,
         workshop,
         settings.data_dir / "workers",
-        on_finished=Webhooks(load_signer(settings.data_dir / SIGNING_FILE), caller, queue.files).deliver,
+        on_finished=_make_webhooks(settings, queue).deliver,
         retention=Retention(
             max_age_s=None if settings.keep_days is None else settings.keep_days * DAY_S,
             max_size_bytes=None if settings.keep_gb is None else int(settings.keep_gb * GIB),
         ),
     )
+
+
+def make_tender(settings: Settings, queue: JobQueue) -> Worker:
+    """Make what a front without a worker runs: it ends what waited too long, and tells of ends."""
+    return Worker(queue, None, settings.data_dir / "fronts", on_finished=_make_webhooks(settings, queue).deliver)
 
 
 def make_api(settings: Settings, queue: JobQueue) -> ApiServices:
@@ -82,8 +109,13 @@ def make_api(settings: Settings, queue: JobQueue) -> ApiServices:
     )
 
 
-def make_studio(settings: Settings, api: ApiServices, model: Future[Model] | None) -> Studio:
-    """Give what the page stands on. model: None where workers elsewhere make the videos."""
+def make_studio(
+    settings: Settings, api: ApiServices, model: Future[Model] | None, gauge: Gauge | None = None
+) -> Studio:
+    """Give what the page stands on.
+
+    model: None where workers elsewhere make the videos. gauge: how far it is on its way.
+    """
     return Studio(
         queue=api.queue,
         uploads=Uploads(api.files),
@@ -91,8 +123,26 @@ def make_studio(settings: Settings, api: ApiServices, model: Future[Model] | Non
         model_name=settings.model,
         model=model,
         browser_secret=load_secret(settings.data_dir / "browser.key"),
+        signer=api.signer,
         public_url=settings.public_url,
+        how_far=lambda: gauge.progress if gauge else None,
+        planner=lambda: gauge.planner if gauge else None,
     )
+
+
+def make_tls_front(settings: Settings, queue: JobQueue) -> AbstractContextManager[object]:
+    """Give the door for fal's own host names, which is open while its context lasts; none where none is asked for.
+
+    Raises StudioError when its port is taken, or its certificate cannot be read.
+    """
+    if settings.fal_proxy_port is None:
+        return nullcontext()
+    if settings.fal_proxy_port == settings.port != 0:
+        message = f"The page itself has port {settings.port}; give --fal-proxy-port another one."
+        raise InvalidInputError("fal_proxy_port", message)
+    certificate = load_certificate(settings.data_dir, datetime.now(UTC))
+    listener = bind(settings.host, settings.fal_proxy_port, "fal_proxy_port")
+    return TlsFront(make_api(settings, queue), certificate, listener)
 
 
 def run_worker(arguments: Sequence[str]) -> int:
@@ -110,6 +160,10 @@ def run_worker(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _make_webhooks(settings: Settings, queue: JobQueue) -> Webhooks:
+    return Webhooks(load_signer(settings.data_dir / SIGNING_FILE), Caller(_rules(settings)), queue.files)
+
+
 def _rules(settings: Settings) -> FetchRules:
     return FetchRules(allow_private=settings.allow_private_urls)
 
@@ -117,33 +171,34 @@ def _rules(settings: Settings) -> FetchRules:
 # Imported late: torch and diffusers take several seconds, and neither a page nor a waiting worker needs them.
 
 
-def _load_model(name: str) -> Model:
-    from pipeline.weights import load_model
+def make_load(settings: Settings, gauge: Gauge) -> Callable[[str, OnModel], Model]:
+    """Give what loads a model as its planner says, which the gauge then shows."""
 
-    return load_model(name)
+    def load(name: str, on_progress: OnModel) -> Model:
+        from pipeline.planner import make_planner
+        from pipeline.weights import load_model
+
+        planner = make_planner(name, settings.profile, settings.data_dir)
+        gauge.planner = planner
+        return load_model(name, on_progress, planner)
+
+    return load
 
 
 def _generate(
-    spec: GenerationSpec, pipe: Any, folder: Path, on_progress: Callable[["Progress"], None]
+    spec: GenerationSpec, pipe: Any, folder: Path, on_progress: Callable[["Progress"], None], planner: "Planner | None"
 ) -> "GenerationResult":
-    from pipeline.generate import generate
+    from pipeline.profiles import generate_as_planned
 
-    return generate(spec, pipe, folder, on_progress)
+    if planner is None:
+        raise StudioError("The model was loaded without a plan for this machine.")
+    return generate_as_planned(spec, pipe, folder, on_progress, planner)
 
 
 def _check_media(request: GenerationRequest) -> None:
     from pipeline.check import check_inputs
 
     check_inputs(request)
-
-
-# The operator's word is above the request's; the settings of the result then say that it was checked.
-
-
-def _generate_safely(
-    spec: GenerationSpec, pipe: Any, folder: Path, on_progress: Callable[["Progress"], None]
-) -> "GenerationResult":
-    return _generate(replace(spec, enable_safety_checker=True), pipe, folder, on_progress)
 
 
 def _check_media_safely(request: GenerationRequest) -> None:

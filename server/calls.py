@@ -27,6 +27,12 @@ MAX_JSON_BYTES = 1024 * 1024  # of bodies that hold no files
 MAX_INPUT_BYTES = 128 * 1024 * 1024
 MAX_IGNORED_BYTES = 32 * 1024 * 1024  # three parts of an upload
 
+# In the scope of a call that came by the proxy route: who is logged in on the page in the browser it is from, or None.
+LOGIN = "studio.login"
+
+LIFETIME_HEADERS = ("X-Fal-Object-Lifecycle", "X-Fal-Object-Lifecycle-Preference")
+LONGEST_LIFETIME_S = 100 * 365 * 86_400.0  # what is wanted longer is wanted for good
+
 _HOST = re.compile(r"[\w.-]+(:\d+)?|\[[0-9a-fA-F:.]+\](:\d+)?")
 _SCHEMES = ("Key", "Bearer")
 
@@ -100,10 +106,14 @@ def base_url(headers: Headers, scheme: str, public_url: str | None) -> str:
 
 
 async def authenticate(request: Request, services: Services, urls: CallUrls) -> str:
-    """Give the owner whose key came with the call. An open server takes any key and none."""
+    """Give the owner whose key came with the call, or who is logged in. An open server takes any key and none."""
     if services.keys.is_open:
         _refuse_foreign_page(request, services.cors_origins, urls)
         return OPEN_OWNER
+    login: str | None = request.scope.get(LOGIN)
+    if login is not None and "authorization" not in request.headers:
+        _require_own_page(request, services.public_url)
+        return login
     owner = services.keys.owner_of(credentials(request.headers))
     if owner is None:
         raise refusal(401, "This server needs a key: send the header “Authorization: Key <your key>”.")
@@ -128,6 +138,24 @@ def _refuse_foreign_page(request: Request, allowed: tuple[str, ...], urls: Urls)
         raise refusal(403, f"Pages of {origin} may not call this server; its operator can allow them.")
 
 
+def _require_own_page(request: Request, public_url: str | None) -> None:
+    """Keep pages of other origins from using the login: a browser sends its cookie along, whoever makes it call.
+
+    Sec-Fetch-Site is the browser's own word, but over plain http not all send it; all send Origin with what changes
+    anything, and with what a page of another origin adds headers to, as it has to for the proxy route. Such a page may
+    set X-Forwarded-Host, which therefore says nothing here: Gradio lets any origin send any header.
+    """
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site is not None:
+        is_own = site == "same-origin"
+    elif origin is not None:
+        is_own = urlsplit(origin).netloc in (request.headers.get("host"), urlsplit(public_url or "").netloc or None)
+    else:
+        is_own = request.method in ("GET", "HEAD")
+    if not is_own:
+        raise refusal(403, "The login of the page holds for calls from the page itself; send a key from elsewhere.")
+
+
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """Read a whole body. Raises CallError 413."""
     body = bytearray()
@@ -150,6 +178,23 @@ async def limited(request: Request, max_bytes: int, error: CallError) -> AsyncIt
             break
     if size > max_bytes:
         raise error
+
+
+def wanted_lifetime(headers: Headers) -> float | None:
+    """Give how many seconds the sender wants files kept; None: as long as we like. Raises CallError 400.
+
+    Clients send one header or both, for what they upload and for what a request makes.
+    """
+    for name in LIFETIME_HEADERS:
+        try:
+            wish = json.loads(headers.get(name, "{}"))
+            seconds = float(wish.get("expiration_duration_seconds") or 0)
+        except (AttributeError, TypeError, ValueError) as error:
+            message = f'{name} must be JSON such as {{"expiration_duration_seconds": 3600}}.'
+            raise refusal(400, message, "bad_request") from error
+        if 0 < seconds < LONGEST_LIFETIME_S:
+            return seconds
+    return None
 
 
 def parse_json(body: bytes) -> Any:

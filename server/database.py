@@ -15,7 +15,8 @@ from typing import Any
 import sqlalchemy as sa
 from dbos import DBOS, DBOSClient
 from dbos._serialization import DBOSPortableJSONSerializer
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from pipeline.errors import StudioError
 
@@ -67,6 +68,8 @@ RUNNING: sa.ColumnElement[str] = sa.literal_column("'PENDING'")
 CANCELLED: sa.ColumnElement[str] = sa.literal_column("'CANCELLED'")
 UNFINISHED = ("ENQUEUED", "DELAYED", "PENDING")
 
+CONNECT_TIMEOUT_S = 5  # without it a page would wait for minutes on a machine that is switched off
+
 _LOCK_ID = 7_210_451  # any constant: submits and set-up take turns on PostgreSQL as they do on SQLite
 
 
@@ -74,7 +77,8 @@ class UnreachableError(StudioError):
     """The database cannot be reached or written just now."""
 
     def __init__(self) -> None:
-        super().__init__("The queue cannot be reached at the moment; please try again shortly.")
+        message = "The queue’s database cannot be reached or written at the moment; please try again shortly."
+        super().__init__(f"{message} If this lasts, tell whoever runs the studio.")
 
 
 @contextmanager
@@ -82,7 +86,7 @@ def told_plainly() -> Iterator[None]:
     """Turn the error of a database that is away, or has no room, into one for a person."""
     try:
         yield
-    except OperationalError as error:
+    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
         raise UnreachableError from error
 
 
@@ -150,6 +154,8 @@ def open_database(url: str) -> JobDatabase:
     try:
         if url.startswith("sqlite"):
             _set_write_ahead_log(url)
+        else:
+            url = _limit_connecting(url)
         DBOS.migrate(url)
         client = DBOSClient(
             system_database_url=url,
@@ -273,6 +279,13 @@ def forgive_attempt(connection: sa.Connection, database: JobDatabase, workflow_i
         .where(flow.c.workflow_uuid == workflow_id, flow.c.recovery_attempts > 1)
         .values(recovery_attempts=flow.c.recovery_attempts - 1)
     )
+
+
+def _limit_connecting(url: str) -> str:
+    """Give a PostgreSQL address that says how long to try to connect; one that says so itself stays as it is."""
+    address = sa.make_url(url)
+    limited = address.update_query_dict({"connect_timeout": str(CONNECT_TIMEOUT_S), **address.query})
+    return limited.render_as_string(hide_password=False)
 
 
 def _set_write_ahead_log(url: str) -> None:

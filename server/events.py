@@ -8,15 +8,17 @@ from typing import Any
 
 import gradio as gr
 
-from pipeline import media
+from pipeline import wall
 from pipeline.errors import MediaError, StudioError
 from pipeline.presets import Preset
 from pipeline.spec import DRAWN_SEED_BITS
 from server import panels
 from server.code_tab import CodeTab
 from server.endpoint import offer_endpoint
+from server.estimate_line import EstimateLine
 from server.following import Desk
 from server.form import FIELDS, fill_form
+from server.keeping import FormKeeper
 from server.my_jobs import MyJobs
 from server.page_events import QUIET, Updates
 from server.previews import make_preview
@@ -36,6 +38,8 @@ def connect(page: Page, studio: Studio) -> None:
         desk.connect()
         MyJobs(page, studio, desk).connect()
         CodeTab(page, studio).connect()
+        FormKeeper(page, studio).connect()
+        EstimateLine(page, studio).connect()
         offer_endpoint(page, studio)
 
 
@@ -53,12 +57,13 @@ def _describe_model(studio: Studio) -> str:
     if studio.model is None:
         return panels.model_elsewhere()
     if not studio.model.done():
-        return panels.model_loading(studio.model_name)
+        return panels.model_loading(studio.model_name, studio.how_far())
     try:
         _, facts = studio.model.result()
     except StudioError as error:
         return panels.model_failed(error.message)
-    return panels.model_ready(facts)
+    planner = studio.planner()
+    return panels.model_ready(facts, planner.start if planner else None)
 
 
 def _fill_from_examples(page: Page) -> None:
@@ -87,7 +92,7 @@ def _answer_edits(page: Page) -> None:
         if path is None:
             return {**nothing, told: ""}
         try:
-            info = media.probe_video(Path(path))
+            info = wall.probe_video(Path(path))
             preview = make_preview(Path(path), info, Path(tempfile.gettempdir()) / "previews")
         except MediaError as error:
             return {**nothing, told: panels.problem_line("reference_video", error.message)}

@@ -23,6 +23,7 @@ from pipeline.errors import StudioError
 UPLOADS, RESULTS = "uploads", "results"
 INPUTS = "inputs"  # what was fetched for a job
 PARTS = "parts"  # of uploads under way
+LIFETIMES = "lifetimes"  # notes of files that their senders want kept for a while only
 PRIVATE = frozenset({INPUTS, PARTS})  # all else is for whoever knows the key
 
 CHUNK_BYTES = 256 * 1024
@@ -79,7 +80,10 @@ class FileStore:
         try:
             # Without listings kept in memory: other fronts and workers write to the same place.
             self._fs, root = fsspec.core.url_to_fs(str(url), use_listings_cache=False)
-        except (ImportError, ValueError) as error:
+        except ImportError as error:
+            how = "Name it after “pip install -r requirements.txt”, so that the versions fit."
+            raise StudioError(f"Files cannot be kept at {url} without another package: {error}. {how}") from error
+        except ValueError as error:
             raise StudioError(f"Files cannot be kept at {url}: {error}.") from error
         self._root = root.rstrip("/")
         self._cache_dir = cache_dir
@@ -173,6 +177,26 @@ class FileStore:
             if _KEY.fullmatch(key):
                 yield StoredFile(key, int(facts["size"]), _to_utc(self._fs.modified(path)))
 
+    def limit_life(self, key: str, ends_at: datetime) -> None:
+        """Note that a file, be it here already or not, is wanted until then only."""
+        note = self._note(key, ends_at)
+        self._fs.makedirs(note.rpartition("/")[0], exist_ok=True)
+        self._fs.pipe_file(note, key.encode())
+
+    def overdue(self, now: datetime) -> dict[str, datetime]:
+        """Give the files whose noted time is over, and when it was."""
+        found = {}
+        for note in self._fs.find(f"{self._root}/{LIFETIMES}"):
+            ends_at = datetime.fromtimestamp(int(note.rpartition("/")[2].partition("-")[0]), UTC)
+            if ends_at <= now:
+                found[self._fs.cat_file(note).decode()] = ends_at
+        return found
+
+    def forget_life(self, key: str, ends_at: datetime) -> None:
+        """Remove the note of a file that `overdue` gave. Removing it again does nothing."""
+        if self._fs.exists(note := self._note(key, ends_at)):
+            self._fs.rm_file(note)
+
     def add_part(self, key: str, number: int, source: Path) -> None:
         """Keep one part of a file that comes in parts, number counted from 1. The same part again replaces it."""
         self.take(source, _part_key(key, number))
@@ -190,6 +214,9 @@ class FileStore:
                 whole.writelines(self.read(_part_key(key, number)))
         self.take(scratch, key)
         self.delete(_part_key(key, 1))
+
+    def _note(self, key: str, ends_at: datetime) -> str:
+        return f"{self._root}/{LIFETIMES}/{int(ends_at.timestamp())}-{split_key(key).token}"
 
     def _path(self, key: str) -> str:
         split_key(key)

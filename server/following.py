@@ -11,57 +11,75 @@ import gradio as gr
 from pipeline.check import check_inputs
 from pipeline.errors import StudioError
 from server import panels
+from server.database import UnreachableError
 from server.files import UnknownFileError
 from server.form import fill_from_settings, find_problems, read_form
-from server.job import Job, JobResult
-from server.page_events import QUIET, Updates, into_cache, owner_behind, tell_problems
+from server.job import Job, JobError, JobResult
+from server.page_events import QUIET, Updates, into_cache, owner_behind, tell_problems, told_in_a_corner
 from server.studio import Studio, new_visitor, request_settings
 from server.ui import CREATE_TAB, Page
 
 FOLLOW_POLL_S = 0.7
 GONE = "There is no such video, or it was deleted."
+NO_JOB = "none"
 FILE_GONE = "The file of that time is no longer kept; choose it again."
 
 
 class Desk:
-    """Takes requests in and shows one job: the one this page submitted, was opened for, or saw last."""
+    """Takes requests in and shows one job: the one this page submitted, was opened for, or saw last.
+
+    settled: the id of the job of which nothing more will come, NO_JOB where there is none to follow. The answer to an
+    event may be overtaken by that to a later one, so no answer says whether to go on looking: after each of them the
+    browser decides, by whether what has settled is the job it has on show by then.
+    """
 
     def __init__(self, page: Page, studio: Studio) -> None:
         self.page, self.form, self.view, self.studio = page, page.form, page.result, studio
         self.timer = gr.Timer(FOLLOW_POLL_S, active=False)
+        self.settled = gr.Textbox(visible=False)
         self.shown_preview = gr.State()
         view = self.view
         self.shown = [
             *(view.status, view.preview, view.empty, view.finished, view.video, view.comparison, view.download),
-            *(view.settings, view.copy_link, self.form.stop, self.timer, self.shown_preview),
+            *(view.settings, view.copy_link, view.try_smaller, self.form.stop, self.settled, self.shown_preview),
         ]
 
     def connect(self) -> None:
         """Tie the buttons to what they do."""
         page, form, view = self.page, self.form, self.view
         told = [*form.problems.values(), form.more]
+        private = {"api_visibility": "private"}
         follows = {"inputs": [page.job, page.visitor, self.shown_preview], "queue": False, **QUIET}
-        form.generate.click(
+        submitted = form.generate.click(
             self.submit,
             inputs=[page.visitor, *form.inputs],
             outputs=[*told, *self.shown, page.job, page.visitor],
             concurrency_limit=None,
             **QUIET,
-        ).then(fn=None, inputs=page.job, js="(job) => window.studio.answerGenerate(job)", api_visibility="private")
-        page.blocks.load(
+        )
+        submitted.then(fn=None, inputs=page.job, js="(job) => window.studio.answerGenerate(job)", **private)
+        opened = page.blocks.load(
             self.welcome,
             inputs=[page.job, page.visitor],
             outputs=[*self.shown, page.job, page.visitor],
             queue=False,
             **QUIET,
-        ).then(fn=None, inputs=page.job, js="(job) => window.studio.nameJob(job)", api_visibility="private")
-        self.timer.tick(self.follow, outputs=[*told, *self.shown], **follows)
-        form.stop.click(self.stop, outputs=[*told, *self.shown], **follows)
+        )
+        opened.then(fn=None, inputs=page.job, js="(job) => window.studio.nameJob(job)", **private)
+        looked = self.timer.tick(self.follow, outputs=[*told, *self.shown], **follows)
+        stopped = form.stop.click(self.stop, outputs=[*told, *self.shown], **follows)
+        for answered in (submitted, opened, looked, stopped):
+            self.go_on_after(answered)
         view.use_seed.click(self.give_seed, inputs=page.job, outputs=form.fields["seed"], queue=False, **QUIET)
         view.use_settings.click(self.use_settings, inputs=page.job, outputs=self.refilled, queue=False, **QUIET)
-        view.copy_link.click(
-            fn=None, inputs=page.job, js="(job) => window.studio.copyLink(job)", api_visibility="private"
-        )
+        view.try_smaller.click(self.use_settings, inputs=page.job, outputs=self.refilled, queue=False, **QUIET)
+        view.copy_link.click(fn=None, inputs=page.job, js="(job) => window.studio.copyLink(job)", **private)
+
+    def go_on_after(self, answered: Any) -> None:
+        """Let the browser decide, after an event that shows a job or changes which, whether to look again."""
+        shown_and_settled = [self.page.job, self.settled]
+        js = "(job, settled) => window.studio.goOn(job, settled)"
+        answered.then(fn=None, inputs=shown_and_settled, outputs=self.timer, js=js, api_visibility="private")
 
     @property
     def refilled(self) -> list[Any]:
@@ -82,14 +100,20 @@ class Desk:
         return {**tell_problems(self.form, {}), **kept, **self.show(job, may_stop=True)}
 
     def welcome(self, request: gr.Request, last_job: str | None, visitor: str | None) -> Updates:
-        """Show the job that the page's address names, or the one this browser saw last."""
+        """Show the job that the page's address names, or the one this browser saw last.
+
+        While the queue is out of reach the page opens all the same, says so, and shows the job once it is back.
+        """
         visitor = visitor or new_visitor()
         named = request.query_params.get("job")
-        job = self.studio.find(named or last_job)
+        try:
+            job = self.studio.find(named or last_job)
+        except StudioError as error:
+            return {self.page.visitor: visitor, self.page.job: named or last_job, **self._tell(error)}
         kept = {self.page.visitor: visitor, self.page.job: job.job_id if job else None}
         if job is None:
             told = {self.view.status: panels.notice(GONE)} if named else {}
-            return {**kept, **told, self.timer: gr.Timer(active=False)}
+            return {**kept, **told, self.settled: NO_JOB}
         return {**kept, **self.show(job, may_stop=job.owner == owner_behind(request, visitor))}
 
     def follow(
@@ -98,11 +122,11 @@ class Desk:
         """Show how far the job is by now; at its end, what came of it."""
         try:
             job = self.studio.find(job_id)
-        except StudioError as error:  # the database is out of reach; it may come back
-            return {self.view.status: panels.notice(error.message)}
+        except StudioError as error:
+            return self._tell(error)
         if job is None:
-            gone = {self.view.status: panels.notice(GONE), self.view.preview: ""}
-            return {**gone, self.timer: gr.Timer(active=False), self.form.stop: gr.update(interactive=False)}
+            told = {self.view.status: panels.notice(GONE) if job_id else "", self.view.preview: ""}
+            return {**told, self.settled: job_id or NO_JOB, self.form.stop: gr.update(interactive=False)}
         faults = job.error.faults if job.error else ()
         problems = {fault.field or "": fault.message for fault in faults if fault.field in self.form.problems}
         told = tell_problems(self.form, problems) if problems else {}
@@ -111,24 +135,30 @@ class Desk:
 
     def stop(self, request: gr.Request, job_id: str | None, visitor: str | None, shown_preview: str | None) -> Updates:
         """Stop this visitor's job, be it waiting or running; nobody else's."""
-        job = self.studio.find(job_id)
-        if job is not None and job.owner == owner_behind(request, visitor):
-            self.studio.queue.cancel(job.job_id)
+        try:
+            job = self.studio.find(job_id)
+            if job is not None and job.owner == owner_behind(request, visitor):
+                self.studio.queue.cancel(job.job_id)
+        except StudioError as error:
+            return self._tell(error)
         return self.follow(request, job_id, visitor, shown_preview)
 
     def give_seed(self, job_id: str | None) -> Any:
         """Give the seed of the job on show."""
-        job = self.studio.find(job_id)
+        with told_in_a_corner():
+            job = self.studio.find(job_id)
         return str(job.result.settings["seed"]) if job and job.result else gr.skip()
 
     def use_settings(self, job_id: str | None) -> Updates:
-        """Fill the form with what made a job, its files as well, and turn to it."""
-        job = self.studio.find(job_id)
+        """Fill the form with what made a job, or with what would work instead, its files as well, and turn to it."""
+        with told_in_a_corner():
+            job = self.studio.find(job_id)
         if job is None or job.request is None:
             return {self.page.tabs: gr.skip()}
         found = self.studio.find_files(job.request)
         files = {name: into_cache(path) for name, path in found.items()}
-        values = fill_from_settings(request_settings(job), files)
+        way_out = job.error.suggestion.fields if job.error and job.error.suggestion else {}
+        values = fill_from_settings({**request_settings(job), **way_out}, files)
         lost = {name: FILE_GONE for name in ("reference_video", "image") if name not in files}
         filled = dict(zip(self.form.inputs, values, strict=True))
         return {self.page.tabs: gr.Tabs(selected=CREATE_TAB), **filled, **tell_problems(self.form, lost)}
@@ -136,22 +166,30 @@ class Desk:
     def show(self, job: Job, *, may_stop: bool, shown_preview: str | None = None) -> Updates:
         """Show a job in the result's place."""
         view = self.view
-        common = {view.copy_link: gr.update(visible=True), self.form.stop: gr.update(interactive=False)}
+        common = {
+            view.copy_link: gr.update(visible=True),
+            view.try_smaller: _way_out(job.error),
+            self.form.stop: gr.update(interactive=False),
+        }
         if job.result is not None:
-            return {**common, **self._show_result(job.result), self.timer: gr.Timer(active=False)}
+            return {**common, **self._show_result(job.result), self.settled: job.job_id}
         nothing_made = {view.empty: gr.update(visible=True), view.finished: gr.update(visible=False)}
         if job.error is not None:
             kind = "stopped" if job.error.kind == "cancelled" else "failed"
             told = {view.status: panels.notice(job.error.message, kind), view.preview: "", self.shown_preview: None}
-            return {**common, **nothing_made, **told, self.timer: gr.Timer(active=False)}
+            return {**common, **nothing_made, **told, self.settled: job.job_id}
         return {
             **common,
             **nothing_made,
             **self._show_preview(job, shown_preview),
             view.status: panels.job_progress(job, self.studio.queue.now()),
             self.form.stop: gr.update(interactive=may_stop),
-            self.timer: gr.Timer(active=True),
         }
+
+    def _tell(self, error: StudioError) -> Updates:
+        """Say what is wrong; nothing has settled, so the page goes on looking."""
+        told = panels.QUEUE_AWAY if isinstance(error, UnreachableError) else error.message
+        return {self.view.status: panels.notice(told)}
 
     def _show_preview(self, job: Job, shown: str | None) -> Updates:
         """Show the newest picture of the latents, sent within the page: a moment later its file is gone."""
@@ -179,3 +217,9 @@ class Desk:
             view.download: panels.download_link(result),
             view.settings: panels.settings_list(result.settings, result.inference_s),
         }
+
+
+def _way_out(error: JobError | None) -> Any:
+    """Offer what would work instead, where that is known."""
+    suggestion = error.suggestion if error else None
+    return gr.update(visible=suggestion is not None, value=suggestion.label if suggestion else "")

@@ -1,13 +1,13 @@
 """What stands in the form -> GenerationRequest, or the problems of each field as sentences."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from pipeline.errors import StudioError
 from pipeline.presets import Preset
-from pipeline.spec import GenerationRequest, default, explain
+from pipeline.spec import AspectRatio, GenerationRequest, Resolution, default, explain, limits
 
 # The fields of a request that the page asks for, in the order of the page.
 FIELDS = (
@@ -34,6 +34,9 @@ FOLDED_FIELDS = FIELDS[8:]
 _FIELD_OF_ARGUMENT = {"start_s": "reference_start_s", "end_s": "reference_end_s"}
 
 SOURCES = ("reference_video", "image")
+SLIDERS = ("num_frames", "guidance_scale", "fps")
+CHOICES: Mapping[str, Sequence[str]] = {"aspect_ratio": get_args(AspectRatio), "resolution": get_args(Resolution)}
+MAX_KEPT_LENGTH = 20_000  # letters of a text that is brought back: far beyond what a request may have
 REQUIRED = tuple(name for name, field in GenerationRequest.model_fields.items() if field.is_required())
 
 CheckInputs = Callable[[GenerationRequest], None]
@@ -90,6 +93,25 @@ def fill_from_settings(settings: Mapping[str, Any], files: Mapping[str, Any]) ->
     chosen = {field: _to_field(settings.get(field, _unset(field))) for field in FIELDS}
     values = {**chosen, **{field: files.get(field) for field in SOURCES}}
     return tuple(values[field] for field in FIELDS)
+
+
+def restore_value(field: str, kept: Any) -> Any:
+    """Give what a browser kept of a field if the field can hold it, else its default. Never for a file.
+
+    Not whether it is right: what was typed comes back as it was, and Generate says what is wrong with it.
+    """
+    usual = _to_field(_unset(field))
+    if field in SOURCES:
+        return None
+    if isinstance(usual, bool):
+        return kept if isinstance(kept, bool) else usual
+    if field in CHOICES:
+        return kept if kept in CHOICES[field] else usual
+    if field in SLIDERS:
+        lowest, highest = limits(field)
+        is_number = isinstance(kept, int | float) and not isinstance(kept, bool)
+        return kept if is_number and lowest <= kept <= highest else usual
+    return kept if isinstance(kept, str) and len(kept) <= MAX_KEPT_LENGTH else usual
 
 
 def _unset(field: str) -> Any:

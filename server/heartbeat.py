@@ -54,13 +54,20 @@ def _name_of(folder: Path) -> str:
 
 @dataclass
 class Watch:
-    """Tells which workers have stopped counting, by this machine's clock alone: no two clocks are compared."""
+    """Tells which workers have stopped counting, by this machine's clock alone: no two clocks are compared.
+
+    What it did not see does not count: while the database was away nobody could count.
+    """
 
     dead_after_s: float
     _seen: dict[str, tuple[int, float]] = field(default_factory=dict)  # executor -> its count, and when it was new
+    _looked_s: float = 0.0
 
     def find_dead(self, beats: Mapping[str, int], now_s: float) -> list[str]:
-        """Give the workers whose count has been the same for too long, the one who asks included if it slept."""
+        """Give the workers whose count has been the same for too long."""
+        if now_s - self._looked_s > self.dead_after_s / 2:
+            self._seen.clear()
+        self._looked_s = now_s
         for executor_id, beat in beats.items():
             if executor_id not in self._seen or self._seen[executor_id][0] != beat:
                 self._seen[executor_id] = (beat, now_s)

@@ -41,7 +41,7 @@ class InputFiles:
                 faults += error.faults
         if faults:
             raise InvalidBodyError(tuple(faults))
-        return JobRequest(given.fields, **sources)
+        return JobRequest(given.fields, sources["reference_video"], sources["image"])
 
     def _to_source(self, name: str, url: str, urls: Urls) -> str:
         if url[:5].lower() == "data:":

@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
+from pipeline.errors import Suggestion
+
 Value = TypeVar("Value")
 
 Priority = Literal["normal", "low"]
@@ -44,11 +46,15 @@ class Fault:
 
 @dataclass(frozen=True)
 class JobError:
-    """Why a job has no result: a kind for programs, a sentence for people, and the inputs to blame."""
+    """Why a job has no result: a kind for programs, a sentence for people, and the inputs to blame.
+
+    suggestion: what to change for it to work, after running out of memory.
+    """
 
     kind: ErrorKind
     message: str
     faults: tuple[Fault, ...] = ()
+    suggestion: Suggestion | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +62,14 @@ class JobRequest:
     """What a person asks for, before its files are here.
 
     fields: those of a GenerationRequest by our names, without `reference_video` and `image`. These two are sources:
-    "file:" and a key of the file store, or an http(s) URL; they are resolved inside the job.
+    "file:" and a key of the file store, or an http(s) URL; they are resolved inside the job. keep_s: how long after its
+    end the sender wants it kept at most; None: as long as everything else.
     """
 
     fields: Mapping[str, Any]
     reference_video: str
     image: str
+    keep_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,37 +1,47 @@
 """The model, loaded in the background while the page opens already."""
 
 import logging
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 from pipeline.errors import ModelError, StudioError
+from pipeline.model_progress import ModelProgress, OnModel
+from server.background import in_background
 from server.workshop import Model
+
+if TYPE_CHECKING:
+    from pipeline.planner import Planner
 
 log = logging.getLogger(__name__)
 
 
-def load_in_background(name: str, load: Callable[[str], Model] | None = None) -> Future[Model]:
+class Gauge:
+    """Where one can look how far a model is that another thread loads, and what it will take to use it.
+
+    progress, planner: None before there is news.
+    """
+
+    def __init__(self) -> None:
+        self.progress: ModelProgress | None = None
+        self.planner: Planner | None = None
+
+    def show(self, progress: ModelProgress) -> None:
+        """Take the news."""
+        self.progress = progress
+
+
+def load_in_background(name: str, gauge: Gauge, load: Callable[[str, OnModel], Model]) -> Future[Model]:
     """Start loading a model. The future raises ModelError with a sentence when that fails."""
-    future: Future[Model] = Future()
-    # A daemon, so that Ctrl-C ends the program in the middle of reading 30 GB.
-    threading.Thread(target=_load_into, args=(future, name, load or _load), daemon=True).start()
-    return future
+    return in_background(lambda: _load_plainly(name, gauge, load))
 
 
-def _load(name: str) -> Model:
-    # Imported here: torch and diffusers take several seconds, and the page should not wait for them.
-    from pipeline.weights import load_model
-
-    return load_model(name)
-
-
-def _load_into(future: Future[Model], name: str, load: Callable[[str], Model]) -> None:
+def _load_plainly(name: str, gauge: Gauge, load: Callable[[str, OnModel], Model]) -> Model:
     try:
-        future.set_result(load(name))
-    except StudioError as error:
-        future.set_exception(error)
-    except Exception:
+        return load(name, gauge.show)
+    except StudioError:
+        raise
+    except Exception as error:
         log.exception("The model %s could not be loaded.", name)
         message = f"The model “{name}” could not be loaded; the log of the program says why."
-        future.set_exception(ModelError(message, "model"))
+        raise ModelError(message, "model") from error

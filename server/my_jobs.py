@@ -5,7 +5,9 @@ from typing import Any
 import gradio as gr
 
 from pipeline.errors import StudioError
-from server.following import Desk
+from server import panels
+from server.database import UnreachableError
+from server.following import GONE, Desk
 from server.job import Job, JobStatus
 from server.job_cards import arrange, find_place, job_list
 from server.page_events import QUIET, Updates, owner_behind
@@ -31,14 +33,16 @@ class MyJobs:
             happens(self.list_jobs, inputs=page.visitor, outputs=[page.jobs, self.timer], queue=False, **QUIET)
         for elsewhere in (page.create_tab.select, page.code_tab.select):
             elsewhere(lambda: gr.Timer(active=False), outputs=self.timer, queue=False, **QUIET)
-        page.jobs.click(
+        obeyed = page.jobs.click(
             self.obey,
             inputs=page.visitor,
             outputs=[page.jobs, page.job, *self.desk.shown, *self.desk.refilled],
             queue=False,
             trigger_mode="multiple",  # two buttons pressed quickly are two wishes
             **QUIET,
-        ).then(fn=None, inputs=page.job, js="(job) => window.studio.answerJobs(job)", api_visibility="private")
+        )
+        obeyed.then(fn=None, inputs=page.job, js="(job) => window.studio.answerJobs(job)", api_visibility="private")
+        self.desk.go_on_after(obeyed)
 
     def list_jobs(self, request: gr.Request, visitor: str | None) -> Updates:
         """Show the list as it is now."""
@@ -47,12 +51,12 @@ class MyJobs:
     def obey(self, request: gr.Request, pressed: gr.EventData, visitor: str | None) -> Updates:
         """Do what a card's button says, to one's own jobs only."""
         owner = owner_behind(request, visitor)
-        job = self.studio.find(pressed._data["job"])
-        if job is None or job.owner != owner:
-            return {self.page.jobs: self._list(owner, "There is no such video, or it was deleted.")}
         try:
+            job = self.studio.find(pressed._data["job"])
+            if job is None or job.owner != owner:
+                return {self.page.jobs: self._list(owner, GONE)}
             return self._do(pressed._data["action"], job)
-        except StudioError as error:  # it began, ended or went in the meantime
+        except StudioError as error:  # it began, ended or went in the meantime, or the queue is out of reach
             return {self.page.jobs: self._list(owner, error.message)}
 
     def _do(self, action: str, job: Job) -> Updates:
@@ -77,4 +81,7 @@ class MyJobs:
         return arrange(self.studio.queue.jobs_of(owner, MAX_LISTED))
 
     def _list(self, owner: str | None, told: str = "") -> Any:
-        return job_list(self._jobs(owner) if owner else [], told)
+        try:
+            return job_list(self._jobs(owner) if owner else [], told)
+        except UnreachableError:
+            return panels.notice(panels.QUEUE_AWAY)

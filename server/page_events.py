@@ -1,10 +1,12 @@
 """What every event of the page needs: its options, how it answers, and whom it serves."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
 
+from pipeline.errors import StudioError
 from server import panels
 from server.form import FOLDED_FIELDS
 from server.studio import owner_of
@@ -29,3 +31,12 @@ def tell_problems(form: Form, problems: Mapping[str, str]) -> Updates:
 def into_cache(path: Any) -> str:
     """Give a file to Gradio, which serves only what lies in its own folder."""
     return str(gr.processing_utils.save_file_to_cache(path, cache_dir=gr.utils.get_upload_folder()))
+
+
+@contextmanager
+def told_in_a_corner() -> Iterator[None]:
+    """Say what goes wrong in a pop-up, for buttons that have no place of their own to say it."""
+    try:
+        yield
+    except StudioError as error:
+        raise gr.Error(error.message, print_exception=False) from error

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from datetime import datetime
 from html import escape
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
+from pipeline.hardware import Machine, Plan, spell_bytes, spell_needs
 from pipeline.media import VideoInfo
+from pipeline.model_progress import ModelProgress, ModelStage
 from pipeline.spec import ModelFacts
 from server.files import split_key
 from server.job import Job, JobProgress, JobResult, JobStatus
@@ -14,6 +16,8 @@ from server.job import Job, JobProgress, JobResult, JobStatus
 STAGES: Mapping[str, str] = {
     "waiting": "Getting ready",
     "fetching": "Fetching your files",
+    "downloading": "Downloading the model",
+    "verifying": "Checking the model’s files",
     "loading": "Loading the model",
     "reading": "Reading your clip and picture",
     "checking": "Safety check",
@@ -23,10 +27,13 @@ STAGES: Mapping[str, str] = {
     "saving": "Saving the file",
     "storing": "Putting it on the shelf",
 }
+MODEL_STAGES: tuple[ModelStage, ...] = get_args(ModelStage)
 # Where each stage starts on the bar; drawing takes nearly all of the time.
 _STARTS = {
     "waiting": 0.0,
     "fetching": 0.0,
+    "downloading": 0.0,
+    "verifying": 0.0,
     "loading": 0.01,
     "reading": 0.02,
     "checking": 0.03,  # the first time
@@ -64,6 +71,12 @@ HEADER = """
   <p>Show a clip. Give a picture. The picture does what the clip does.</p>
 </header>
 """
+
+QUEUE_AWAY = (
+    "The studio’s database cannot be reached at the moment, so nothing can be started or shown. Nothing in the queue "
+    "is lost, and this page goes on by itself once the database is back. If this lasts, tell whoever runs the studio: "
+    "the database must run, and its disk must be writable."
+)
 
 # The story of the page in one drawing: clip and picture become a video.
 EMPTY_RESULT = """
@@ -140,6 +153,8 @@ def place_in_line(position: int | None) -> str:
 
 
 def _details(progress: JobProgress, now: datetime) -> list[str]:
+    if progress.stage in MODEL_STAGES and progress.step:
+        return [ModelProgress(progress.stage, progress.step, progress.total).amount]
     if progress.stage != "denoising":
         return []
     left = seconds_left(progress, now)
@@ -245,21 +260,39 @@ def code_notes(*, needs_key: bool, has_files: bool) -> str:
     return "".join(f"<p>{note}</p>" for note in notes) + warning
 
 
-def model_loading(name: str) -> str:
-    """Say that the model is on its way."""
-    return _model_card(f"Loading the model {name}", "You can fill in everything meanwhile.", "loading")
+def estimate(plan: Plan, machine: Machine) -> str:
+    """Say what a run would take, and what that is based on."""
+    told, runs = plan.estimate, plan.estimate.correction.runs
+    basis = "predicted" if not runs else f"from {runs} run{'s' if runs > 1 else ''} here"
+    memory = f"{spell_needs(machine, told)}, {spell_bytes(told.disk_bytes)} of disk"
+    words = f"{spell_time(told.seconds)} ({basis}), {memory}, profile {plan.profile.name}"
+    return f'<p class="estimate">{escape(words[0].upper() + words[1:])}</p>'
 
 
-def model_ready(facts: ModelFacts) -> str:
-    """Say plainly which model is in use, and what it can and cannot do."""
+def does_not_fit(sentence: str) -> str:
+    """Say that a run would be refused, and what would not."""
+    return f'<p class="estimate failed">{escape(sentence)}</p>'
+
+
+def model_loading(name: str, progress: ModelProgress | None) -> str:
+    """Say that the model is on its way, and how far it is."""
+    meanwhile = "You can fill in everything meanwhile."
+    if progress is None or progress.stage == "loading":
+        return _model_card(f"Loading the model {name}", meanwhile, "loading")
+    return _model_card(f"{STAGES[progress.stage]} {name}: {progress.amount}", meanwhile, "loading")
+
+
+def model_ready(facts: ModelFacts, plan: Plan | None = None) -> str:
+    """Say plainly which model is in use, what it can and cannot do, and in which profile it lies in memory."""
+    profile = f" Profile “{plan.profile.name}”: {plan.reason}" if plan else ""
     if facts.render_size is None:
-        return _model_card(f"Model: {facts.name}", "It draws at the size you choose.", "ready")
+        return _model_card(f"Model: {facts.name}", f"It draws at the size you choose.{profile}", "ready")
     short, long = facts.render_size
     return _model_card(
         f"Small model “{facts.name}”: {long}x{short}, scaled up",
         "It runs on any computer and shows how the studio works. It takes over changes of light, such as nightfall or "
         "a fade to black, but hardly any movement yet, and its pictures are soft. For film quality start the studio "
-        "with --model 14b, which needs a large graphics card.",
+        f"with --model 14b, which needs a graphics card.{profile}",
         "ready",
     )
 

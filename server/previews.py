@@ -3,11 +3,8 @@
 import hashlib
 from pathlib import Path
 
-from pipeline import media
+from pipeline import media, wall
 from pipeline.media import VideoInfo
-from pipeline.video_reader import open_video
-
-FIELD = "reference_video"
 
 # What every browser of 2026 plays: HEVC, as phones write it, is not among them.
 PLAYABLE_CODECS = {".mp4": ("h264", "av1"), ".m4v": ("h264",), ".mov": ("h264",), ".webm": ("vp8", "vp9", "av1")}
@@ -21,7 +18,7 @@ def make_preview(path: Path, info: VideoInfo, folder: Path) -> Path:
 
     Raises MediaError when the clip cannot be read.
     """
-    if _is_playable(path):
+    if info.codec in PLAYABLE_CODECS.get(path.suffix.lower(), ()):
         return path
     preview = folder / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}.mp4"
     if not preview.exists():
@@ -29,16 +26,11 @@ def make_preview(path: Path, info: VideoInfo, folder: Path) -> Path:
     return preview
 
 
-def _is_playable(path: Path) -> bool:
-    with open_video(path, FIELD) as (_, stream):
-        return stream.codec_context.name in PLAYABLE_CODECS.get(path.suffix.lower(), ())
-
-
 def _write_preview(path: Path, info: VideoInfo, preview: Path) -> None:
     preview.parent.mkdir(parents=True, exist_ok=True)
     height, width = shrink(info.height, info.width)
     num_frames = min(info.num_frames, MAX_FRAMES)
-    frames = media.read_video(path, num_frames=num_frames, height=height, width=width)
+    frames = wall.read_video(path, num_frames=num_frames, height=height, width=width)
     media.write_video(frames, preview, fps=num_frames / info.duration_s, height=height, width=width)
 
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from urllib.parse import quote, unquote, urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.calls import refusal, respond
+from server.calls import LOGIN, refusal, respond
 
 PROXY_PATH = "/api/fal/proxy"
 TARGET_HEADER = "x-fal-target-url"
@@ -24,7 +25,7 @@ MOUNTS: Mapping[str, str] = {
 
 
 class Proxy:
-    """Hands a call to our routes as if it had come there, streams included."""
+    """Hands a call to our routes as if it had come there, streams included, and says who is logged in on the page."""
 
     def __init__(self, app: ASGIApp) -> None:
         """app: what is mounted at /fal."""
@@ -38,7 +39,7 @@ class Proxy:
             message = f"The header {TARGET_HEADER} must hold the https address of one of {hosts}."
             await respond(refusal(400, message, "bad_request").answer)(scope, receive, send)
             return
-        await self._app(target, receive, send)
+        await self._app({**target, LOGIN: read_login(scope)}, receive, send)
 
 
 class HostDoor:
@@ -66,6 +67,21 @@ def redirect(scope: Scope) -> Scope | None:
     headers = [(name, value) for name, value in scope["headers"] if name != TARGET_HEADER.encode()]
     moved = _move(scope, mount, unquote(parts.path))
     return {**moved, "query_string": parts.query.encode(), "headers": headers}
+
+
+def read_login(scope: Scope) -> str | None:
+    """Give the name under which a browser is logged in on the page, by Gradio's own table of its sessions.
+
+    None for everybody else, and where no page with a login is served beside the API.
+    """
+    page = scope.get("app")
+    sessions, cookie_id = getattr(page, "tokens", None), getattr(page, "cookie_id", None)
+    if not sessions or cookie_id is None:
+        return None
+    cookies = HTTPConnection(scope).cookies
+    # The second is the one that Gradio sets for browsers without https; both hold the same session.
+    session = cookies.get(f"access-token-{cookie_id}") or cookies.get(f"access-token-unsecure-{cookie_id}")
+    return sessions.get(session)
 
 
 def _move(scope: Scope, mount: str, path: str) -> Scope:

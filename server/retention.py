@@ -13,6 +13,9 @@ from server.workshop import PREVIEWS
 
 SOURCE_PREFIX = "file:"
 ORPHAN_AGE = timedelta(hours=1)  # a file is stored some moments before its job says so
+# However soon a sender wants a job gone: its client asks for the result, and a webhook is repeated for two hours.
+SHORTEST_LIFE = timedelta(minutes=1)
+SHORTEST_LIFE_WITH_WEBHOOK = timedelta(hours=3)
 SCRATCH_AGE = timedelta(days=1)  # what is fetched for a job is read when the job begins, and an upload is done by then
 
 
@@ -28,11 +31,14 @@ class Retainer:
         """Remove what may go. Doing it twice at once does no harm."""
         now = self.queue.now()
         jobs = self.queue.all_jobs()
+        needed = _needed_files(jobs)
         for job in choose_expired(jobs, self.retention, now):
-            self.queue.forget(job)
+            if needed.isdisjoint(job.keys):
+                self.queue.forget(job)
         kept = self.queue.all_jobs()
         self._remove_orphans(kept, now)
         self._remove_old_uploads(kept, now)
+        self._remove_overdue_uploads(kept, now)
         self._remove_folders(kept)
 
     def _remove_orphans(self, jobs: Iterable[Job], now: datetime) -> None:
@@ -45,10 +51,17 @@ class Retainer:
     def _remove_old_uploads(self, jobs: Iterable[Job], now: datetime) -> None:
         if self.retention.max_age_s is None:
             return
-        requests = [job.request for job in jobs if job.request and not job.status.is_final]
-        sources = {source for request in requests for source in (request.reference_video, request.image)}
-        in_use = {source.removeprefix(SOURCE_PREFIX) for source in sources}
-        _remove_older(self.queue.files, UPLOADS, now - timedelta(seconds=self.retention.max_age_s), in_use)
+        oldest = now - timedelta(seconds=self.retention.max_age_s)
+        _remove_older(self.queue.files, UPLOADS, oldest, _needed_files(jobs))
+
+    def _remove_overdue_uploads(self, jobs: Iterable[Job], now: datetime) -> None:
+        """Remove what its sender wanted for a while only. A note outlives its time: the file may come late."""
+        files, needed = self.queue.files, _needed_files(jobs)
+        for key, ended_at in files.overdue(now).items():
+            if key not in needed:
+                files.delete(key)
+                if ended_at < now - SCRATCH_AGE:
+                    files.forget_life(key, ended_at)
 
     def _remove_folders(self, jobs: Iterable[Job]) -> None:
         ended = {job.job_id for job in jobs if job.status.is_final}
@@ -58,16 +71,33 @@ class Retainer:
 
 
 def choose_expired(jobs: Iterable[Job], retention: Retention, now: datetime) -> list[Job]:
-    """Choose the jobs to forget: those that ended too long ago, then the oldest until the rest is small enough."""
+    """Choose the jobs to forget: those that ended too long ago, then the oldest until the rest is small enough.
+
+    Too long is what the operator says, or what the sender does where that is shorter.
+    """
     ended = sorted((job for job in jobs if job.finished_at), key=lambda job: job.finished_at or now)
     room = float("inf") if retention.max_size_bytes is None else retention.max_size_bytes
     age = timedelta.max if retention.max_age_s is None else timedelta(seconds=retention.max_age_s)
     expired, used = [], 0
     for job in reversed(ended):
         used += job.result.size_bytes if job.result else 0
-        if used > room or now - (job.finished_at or now) > age:
+        if used > room or now - (job.finished_at or now) > min(age, _wanted_life(job)):
             expired.append(job)
     return expired[::-1]
+
+
+def _wanted_life(job: Job) -> timedelta:
+    if job.request is None or job.request.keep_s is None:
+        return timedelta.max
+    shortest = SHORTEST_LIFE if job.webhook_url is None else SHORTEST_LIFE_WITH_WEBHOOK
+    return max(shortest, timedelta(seconds=job.request.keep_s))
+
+
+def _needed_files(jobs: Iterable[Job]) -> set[str]:
+    """Give the keys of the files that jobs which have not ended are to use."""
+    requests = [job.request for job in jobs if job.request and not job.status.is_final]
+    sources = {source for request in requests for source in (request.reference_video, request.image)}
+    return {source.removeprefix(SOURCE_PREFIX) for source in sources}
 
 
 def _remove_older(store: FileStore, folder: str, than: datetime, kept: set[str]) -> None:

@@ -190,7 +190,14 @@ def outcome(job: Job, urls: Urls, size_of: SizeOf) -> Answer:
     headers = {ERROR_TYPE_HEADER: error_type}
     if error.kind == "start_timeout":
         headers[TIMEOUT_TYPE_HEADER] = "user"
-    return Answer(status_code, {"detail": error.message, "error_type": error_type}, headers)
+    return Answer(status_code, {"detail": error.message, "error_type": error_type, **_way_out(error)}, headers)
+
+
+def _way_out(error: JobError) -> dict[str, Any]:
+    """Give the fields to change for a request to work, where that is known. fal has no such field; clients skip it."""
+    if error.suggestion is None:
+        return {}
+    return {"suggestion": {to_wire(name): value for name, value in error.suggestion.fields.items()}}
 
 
 def webhook_body(job: Job, urls: Urls, size_of: SizeOf) -> dict[str, Any]:

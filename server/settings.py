@@ -30,7 +30,11 @@ GRADIO_VARIABLES: Mapping[str, str] = {
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
-WANTED: Mapping[str, str] = {"port": "a whole number from 0 to 65535", "share": "true or false"}
+WANTED: Mapping[str, str] = {
+    "port": "a whole number from 0 to 65535",
+    "fal_proxy_port": "a whole number from 0 to 65535",
+    "share": "true or false",
+}
 
 
 class Settings(BaseSettings):
@@ -51,8 +55,12 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 lets other machines in.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(7860, description="Port to listen on; 0 takes a free one.")
+    fal_proxy_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None, description="Port that fal's Python client may have as its HTTPS_PROXY; none: no such port."
+    )
     share: bool = Field(False, description="Also open a public gradio.live link.")
     model: str = Field("nano", description="nano, 14b, a folder in the released layout, or a hub repository.")
+    profile: str = Field("auto", description="How the weights lie in memory; auto picks what fits this machine.")
     auth: SecretStr | None = Field(None, description="name:password that visitors must give.")
     data_dir: Path = Field(Path("data"), description="Folder for everything the app writes.")
     worker: bool = Field(True, description="Make the videos in this process; if not, workers elsewhere do.")
@@ -142,18 +150,25 @@ def settle_port(settings: Settings) -> int:
 
     Raises InvalidInputError when the port is taken or the address is not this machine's.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        # As the server itself does; without it a port that was just closed counts as taken for a minute.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host.strip("[]"), settings.port))
-        except OSError as error:
-            message = (
-                f"Cannot listen on {settings.host}:{settings.port} ({_reason(error)}); try another --port or --host."
-            )
-            raise InvalidInputError("port", message) from error
+    with bind(settings.host, settings.port, "port") as probe:
         return int(probe.getsockname()[1])
+
+
+def bind(host: str, port: int, field: str) -> socket.socket:
+    """Take a port. field: the setting that names it.
+
+    Raises InvalidInputError when the port is taken or the address is not this machine's.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # As the server itself does; without it a port that was just closed counts as taken for a minute.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host.strip("[]"), port))
+    except OSError as error:
+        listener.close()
+        message = f"Cannot listen on {host}:{port} ({_reason(error)}); try another {_option(field)} or --host."
+        raise InvalidInputError(field, message) from error
+    return listener
 
 
 def prepare_environment(settings: Settings) -> None:
@@ -186,11 +201,15 @@ def _read_gradio_variables() -> dict[str, Any]:
 
 
 def _explain_finding(field: str, finding: Mapping[str, Any]) -> str:
-    option = "--" + field.replace("_", "-")
+    option = _option(field)
     if field == "auth":  # never repeat a password
         return f"{option} (or STUDIO_AUTH) {finding['ctx']['error']}."
     wanted = WANTED.get(field, str(finding["msg"]).removeprefix("Input should be "))
     return f"{option} (or STUDIO_{field.upper()}) is “{finding['input']}”; it should be {wanted}."
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")
 
 
 def _reason(error: OSError) -> str:

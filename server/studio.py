@@ -2,12 +2,13 @@
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pipeline.model_progress import ModelProgress
 from pipeline.spec import GenerationRequest
 from server.fetch import FILE_SCHEME
 from server.files import UPLOADS, FileStore, UnknownFileError
@@ -15,7 +16,11 @@ from server.form import SOURCES
 from server.job import Job, JobRequest
 from server.jobs import JobQueue
 from server.keys import KeyRing
+from server.signing import Signer
 from server.workshop import Model
+
+if TYPE_CHECKING:
+    from pipeline.planner import Planner
 
 SECRET_LETTERS = 16
 MAX_REMEMBERED_UPLOADS = 500
@@ -25,8 +30,9 @@ MAX_REMEMBERED_UPLOADS = 500
 class Studio:
     """The page's way to everything else.
 
-    model: the one of this process's worker; None where workers elsewhere make the videos. browser_secret: what browsers
-    keep for us is scrambled with it.
+    model: the one of this process's worker; None where workers elsewhere make the videos. how_far: where its loading
+    is, if there is news. planner: what knows the cost of a request, once there is one. browser_secret: what browsers
+    keep for us is scrambled with it, which hides it and proves nothing; signer: marks what they cannot make up.
     """
 
     queue: JobQueue
@@ -35,7 +41,10 @@ class Studio:
     model_name: str
     model: Future[Model] | None
     browser_secret: str
+    signer: Signer
     public_url: str | None = None
+    how_far: Callable[[], ModelProgress | None] = lambda: None
+    planner: "Callable[[], Planner | None]" = lambda: None
 
     @property
     def files(self) -> FileStore:
@@ -46,11 +55,11 @@ class Studio:
         """Store a request's files and put it in the queue. Raises QueueFullError."""
         fields = request.model_dump(mode="json", exclude=set(SOURCES), exclude_unset=True)
         sources = {name: FILE_SCHEME + self.uploads.keep(Path(getattr(request, name))) for name in SOURCES}
-        return self.queue.submit(JobRequest(fields, **sources), owner=owner)
+        return self.queue.submit(JobRequest(fields, sources["reference_video"], sources["image"]), owner=owner)
 
     def find(self, job_id: str | None) -> Job | None:
-        """Give a job, whoever asks: its id cannot be guessed."""
-        return self.queue.get(job_id, with_logs=False) if job_id else None
+        """Give a job, whoever asks: its id cannot be guessed. Raises UnreachableError, even where no job is named."""
+        return self.queue.get(job_id or "", with_logs=False)
 
     def find_files(self, asked: JobRequest) -> dict[str, Path]:
         """Give the files of a request that are still here; those that came by URL never were."""

@@ -38,6 +38,7 @@ class Form:
     clip_facts: gr.HTML
     more: gr.Accordion
     dice: gr.Button
+    estimate: gr.HTML
     generate: gr.Button
     stop: gr.Button
 
@@ -53,6 +54,7 @@ class ResultView:
 
     copy_link: gr.Button
     status: gr.HTML
+    try_smaller: gr.Button
     preview: gr.HTML
     empty: gr.HTML
     finished: gr.Column
@@ -69,12 +71,14 @@ class Page:
     """Everything on the page that something happens to.
 
     job, visitor: what the browser keeps of us, the id of the job on show and its own. Every tab of the browser has its
-    own job on show; the last one is kept.
+    own job on show; the last one is kept. kept_values, kept_files: the form as it stands; see keeping.py.
     """
 
     blocks: gr.Blocks
     job: gr.BrowserState
     visitor: gr.BrowserState
+    kept_values: gr.BrowserState
+    kept_files: gr.BrowserState
     model: gr.HTML
     tabs: gr.Tabs
     create_tab: gr.Tab
@@ -94,6 +98,8 @@ def build_page(presets: Sequence[Preset], browser_secret: str, *, safety_forced:
     with blocks:
         job = gr.BrowserState(storage_key="video-as-prompt-job", secret=browser_secret)
         visitor = gr.BrowserState(storage_key="video-as-prompt-visitor", secret=browser_secret)
+        kept_values = gr.BrowserState(storage_key="video-as-prompt-form", secret=browser_secret)
+        kept_files = gr.BrowserState(storage_key="video-as-prompt-files", secret=browser_secret)
         gr.HTML(panels.HEADER)
         model = gr.HTML(elem_id="model")
         with gr.Tabs(elem_id="pages") as tabs:
@@ -112,6 +118,8 @@ def build_page(presets: Sequence[Preset], browser_secret: str, *, safety_forced:
         blocks,
         job,
         visitor,
+        kept_values,
+        kept_files,
         model,
         tabs,
         create_tab,
@@ -158,9 +166,10 @@ def _build_form(*, safety_forced: bool) -> Form:
             build.more_settings()
             build.safety(forced=safety_forced)
     with gr.Row(elem_classes="actions"):
+        estimate = gr.HTML(elem_id="estimate")
         generate = gr.Button("Generate video", variant="primary", size="lg", elem_id="generate", scale=3)
         stop = gr.Button("Stop", size="lg", interactive=False, elem_id="stop", scale=1, min_width=100)
-    return Form(build.fields, build.problems, clip, clip_facts, more, dice, generate, stop)
+    return Form(build.fields, build.problems, clip, clip_facts, more, dice, estimate, generate, stop)
 
 
 def _build_result() -> ResultView:
@@ -169,6 +178,7 @@ def _build_result() -> ResultView:
             gr.HTML('<h2 class="result-title">Result</h2>')
             copy_link = gr.Button("Copy link", size="sm", visible=False, elem_id="copy-link", scale=0, min_width=90)
         status = gr.HTML(elem_id="status")
+        try_smaller = gr.Button(visible=False, elem_id="try-smaller")
         preview = gr.HTML(elem_id="preview")
         empty = gr.HTML(panels.EMPTY_RESULT, elem_id="empty")
         with gr.Column(visible=False, elem_id="finished") as finished:
@@ -183,7 +193,18 @@ def _build_result() -> ResultView:
             with gr.Accordion("Settings used", open=True):
                 settings = gr.HTML(elem_id="settings")
     return ResultView(
-        copy_link, status, preview, empty, finished, video, comparison, download, use_seed, use_settings, settings
+        copy_link,
+        status,
+        try_smaller,
+        preview,
+        empty,
+        finished,
+        video,
+        comparison,
+        download,
+        use_seed,
+        use_settings,
+        settings,
     )
 
 

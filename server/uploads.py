@@ -5,7 +5,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from server.calls import (
     read_body,
     refusal,
     too_large,
+    wanted_lifetime,
 )
 from server.files import PRIVATE, UPLOADS, UnknownFileError, split_key
 from server.schema import Urls
@@ -66,7 +67,7 @@ async def initiate(request: Request, owner: Owner, services: Services, urls: Cal
     body = parse_json(await read_body(request, MAX_JSON_BYTES) or b"{}")
     if not isinstance(body, dict):
         raise refusal(400, "The body must be an object with content_type and file_name.", "bad_request")
-    key = services.files.reserve(UPLOADS, _text(body, "file_name"), _text(body, "content_type"))
+    key = await _reserve(request, services, _text(body, "file_name"), _text(body, "content_type"))
     return {"upload_url": urls.upload(_ticket(services, key)), "file_url": urls.file(key)}
 
 
@@ -111,7 +112,7 @@ UploadAllowed = Depends(authorize_upload)
 @cdn.post("/files/upload", dependencies=[UploadAllowed])
 async def upload_file(request: Request, services: Services, urls: CallUrls) -> Any:
     """Take a whole file."""
-    key = _reserve_by_headers(request, services)
+    key = await _reserve_by_headers(request, services)
     await _receive_file(request, services, key)
     return {"access_url": urls.file(key)}
 
@@ -119,7 +120,7 @@ async def upload_file(request: Request, services: Services, urls: CallUrls) -> A
 @cdn.post("/files/upload/multipart", dependencies=[UploadAllowed])
 async def begin_parts(request: Request, services: Services, urls: CallUrls) -> Any:
     """Begin a file that comes in parts."""
-    key = _reserve_by_headers(request, services)
+    key = await _reserve_by_headers(request, services)
     return {"access_url": urls.file(key), "uploadId": _ticket(services, key)}
 
 
@@ -187,9 +188,19 @@ def _file_headers(key: str, content_type: str) -> dict[str, str]:
     return headers
 
 
-def _reserve_by_headers(request: Request, services: ApiServices) -> str:
-    name = request.headers.get("x-fal-file-name")
-    return services.files.reserve(UPLOADS, name, request.headers.get("content-type"))
+async def _reserve_by_headers(request: Request, services: ApiServices) -> str:
+    headers = request.headers
+    return await _reserve(request, services, headers.get("x-fal-file-name"), headers.get("content-type"))
+
+
+async def _reserve(request: Request, services: ApiServices, name: str | None, content_type: str | None) -> str:
+    """Give a new key for an upload, and note when the sender wants it gone."""
+    key = services.files.reserve(UPLOADS, name, content_type)
+    seconds = wanted_lifetime(request.headers)
+    if seconds is not None:
+        ends_at = services.queue.now() + timedelta(seconds=seconds)
+        await run_in_threadpool(services.files.limit_life, key, ends_at)
+    return key
 
 
 def _ticket(services: ApiServices, key: str) -> str:

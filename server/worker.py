@@ -1,4 +1,7 @@
-"""The worker: takes one job at a time, and looks after the queue meanwhile. Inside the app, or alone: `--help`."""
+"""The worker: takes one job at a time, and looks after the queue meanwhile. Inside the app, or alone: `--help`.
+
+A front without a worker runs one that takes no jobs: it settles what no worker has to be there for.
+"""
 
 import logging
 import signal
@@ -16,6 +19,7 @@ from dbos import DBOS
 from dbos._serialization import DBOSPortableJSONSerializer
 
 from server import database as db
+from server.background import leave
 from server.heartbeat import Slot, Watch, beat, bury, claim_slot, read_beats, requeue
 from server.job import Job, JobError, News, Outcome, Retention, encode
 from server.jobs import JobQueue
@@ -57,19 +61,23 @@ class Worker:
     def __init__(
         self,
         queue: JobQueue,
-        workshop: Workshop,
+        workshop: Workshop | None,
         slots_dir: Path,
         *,
         on_finished: Callable[[Job], None] | None = None,
         retention: Retention = KEEP_ALL,
         rhythm: Rhythm = DEFAULT_RHYTHM,
     ) -> None:
-        """on_finished: told of each ended job that has a webhook URL, at least once, again while it raises."""
+        """workshop: where jobs are done; none: they are left to others, and only what follows their end is done.
+
+        slots_dir: of workers, or of fronts: a name must not change from one to the other.
+        on_finished: told of each ended job that has a webhook URL, at least once, again while it raises.
+        """
         self._queue = queue
         self._workshop = workshop
         self._slots_dir = slots_dir
         self._on_finished = on_finished
-        self._retainer = Retainer(queue, workshop.folder, retention)
+        self._retainer = Retainer(queue, workshop.folder, retention) if workshop else None
         self._rhythm = rhythm
         self._stopping = threading.Event()
         self._at_work = threading.Lock()  # held while a job runs
@@ -103,7 +111,7 @@ class Worker:
         )
         self._register_queues()
         self._register_workflows()
-        DBOS.listen_queues([db.JOBS_QUEUE, db.FINISHED_QUEUE])
+        DBOS.listen_queues([db.JOBS_QUEUE, db.FINISHED_QUEUE] if self._workshop else [db.FINISHED_QUEUE])
         DBOS.launch()
         self._start_tending()
 
@@ -116,7 +124,7 @@ class Worker:
         self._stopping.set()
         handed_back = self._at_work.acquire(timeout=timeout_s)
         for tender in self._tenders:
-            tender.join()
+            tender.join(timeout_s)
         DBOS.destroy(destroy_registry=True)
         if handed_back:
             self._at_work.release()
@@ -134,21 +142,24 @@ class Worker:
 
     def _register_workflows(self) -> None:
         """Tell DBOS what to call for a row of each queue, at first and again after a crash."""
+        if self._workshop is not None:
+            self._register_jobs(self._workshop)
 
+        @DBOS.workflow(name=db.FINISHED_WORKFLOW)
+        def report_finished(job_id: str, attempt: int) -> None:
+            self._report_finished(job_id, attempt)
+
+    def _register_jobs(self, workshop: Workshop) -> None:
         @DBOS.step(name="make_video")
         def make_video(job_id: str) -> dict[str, Any]:
-            return self._make_video(job_id)
+            return self._make_video(workshop, job_id)
 
         @DBOS.workflow(name=db.RUN_WORKFLOW, max_recovery_attempts=MAX_RECOVERY_ATTEMPTS)
         def run_job(job_id: str) -> dict[str, Any]:
             with self._taking(job_id):
                 outcome = make_video(job_id)
-                self._workshop.discard(job_id)  # not before the step is recorded: a crash until then starts it again
+                workshop.discard(job_id)  # not before the step is recorded: a crash until then starts it again
                 return outcome
-
-        @DBOS.workflow(name=db.FINISHED_WORKFLOW)
-        def report_finished(job_id: str, attempt: int) -> None:
-            self._report_finished(job_id, attempt)
 
     @contextmanager
     def _taking(self, job_id: str) -> Iterator[None]:
@@ -161,18 +172,18 @@ class Worker:
             finally:
                 self._current = None
 
-    def _make_video(self, job_id: str) -> dict[str, Any]:
+    def _make_video(self, workshop: Workshop, job_id: str) -> dict[str, Any]:
         job, earlier = self._look_up(job_id)
         if job is None or job.request is None:
             gone = JobError("internal", "The request of this generation is gone from the database.")
             return encode(Outcome(self._queue.now(), error=gone))
         try:
-            return encode(self._workshop.run(job_id, job.request, earlier, self._publish))
+            return encode(workshop.run(job_id, job.request, earlier, self._publish))
         except BaseException:  # cancelled, or to stop: only what has ended for good needs nothing to go on from
             with suppress(db.UnreachableError):
                 now = self._queue.get(job_id, with_logs=False)
                 if now is None or now.status.is_final:
-                    self._workshop.discard(job_id)
+                    workshop.discard(job_id)
             raise
 
     def _look_up(self, job_id: str) -> tuple[Job | None, News | None]:
@@ -211,8 +222,9 @@ class Worker:
             Chore(self._rhythm.tend_s, self._queue.enqueue_reports),
             Chore(self._rhythm.heartbeat_s, lambda: self._watch_workers(watch)),
         ]
-        slow = [Chore(self._rhythm.retain_s, self._retainer.run)]
-        self._tenders = [threading.Thread(target=self._tend, args=(chores,), daemon=True) for chores in (quick, slow)]
+        slow = [Chore(self._rhythm.retain_s, self._retainer.run)] if self._retainer else []
+        chores_of = [quick, slow] if slow else [quick]
+        self._tenders = [threading.Thread(target=self._tend, args=(chores,), daemon=True) for chores in chores_of]
         for tender in self._tenders:
             tender.start()
 
@@ -281,4 +293,4 @@ class Chore:
 if __name__ == "__main__":
     from server.assembly import run_worker  # which builds on this module
 
-    raise SystemExit(run_worker(sys.argv[1:]))
+    leave(run_worker(sys.argv[1:]))

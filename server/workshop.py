@@ -7,17 +7,26 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from pipeline.errors import InvalidInputError, MediaError, StudioError, UnsafeContentError
+from pipeline.errors import (
+    InvalidInputError,
+    MediaError,
+    OutOfMemoryError,
+    StudioError,
+    UnsafeContentError,
+    is_out_of_memory,
+)
+from pipeline.model_progress import ModelProgress
 from pipeline.spec import GenerationRequest, GenerationSpec, ModelFacts, explain, settle
+from server.background import in_background
 from server.files import RESULTS, FileStore
 from server.job import Fault, JobError, JobProgress, JobRequest, JobResult, LogLine, News, Outcome
 
@@ -28,6 +37,7 @@ log = logging.getLogger(__name__)
 
 PREVIEWS = "previews"
 PREVIEW_EVERY_S = 1.0
+LOADING_POLL_S = 1.0
 RESERVE_BYTES = 8 * 2**20  # enough for the database to write down how a job ended on a disk that is full
 
 Publish = Callable[[News], None]  # raises to end the run
@@ -37,9 +47,11 @@ Generate = Callable[[GenerationSpec, Any, Path, Callable[["Progress"], None]], "
 
 @dataclass(frozen=True)
 class Workshop:
-    """Everything a job needs besides its request. The model is loaded before the first job and stays.
+    """Everything a job needs besides its request. The model is loaded for the first job and stays.
 
-    resolve: source of a file -> the file here. folder: where each job has a folder of its own, which outlives a crash.
+    load: may take minutes; it runs in a thread of its own, and a job that waits for it can be stopped. how_far: where
+    the loading is, if there is news. resolve: source of a file -> the file here. folder: where each job has a folder of
+    its own, which outlives a crash.
     """
 
     load: Callable[[], Model]
@@ -49,11 +61,8 @@ class Workshop:
     generate: Generate
     check_media: Callable[[GenerationRequest], None]
     clock: Callable[[], float] = time.time
-
-    @cached_property
-    def model(self) -> Model:
-        """Load the model, once."""
-        return self.load()
+    how_far: Callable[[], ModelProgress | None] = lambda: None
+    _loading: "list[Future[Model]]" = field(default_factory=list)
 
     def run(self, job_id: str, asked: JobRequest, earlier: News | None, publish: Publish) -> Outcome:
         """Do a job, going on from what an earlier worker left of it. Lets through what `publish` raises.
@@ -76,11 +85,11 @@ class Workshop:
 
     def _make(self, job_id: str, asked: JobRequest, folder: Path, reporter: "Reporter") -> JobResult:
         reporter.tell("fetching")
-        files = {field: self._fetch(field, asked) for field in ("reference_video", "image")}
+        files = {name: self._fetch(name, asked) for name in ("reference_video", "image")}
         request = GenerationRequest.model_validate({**asked.fields, **files})
         self.check_media(request)
         reporter.tell("loading")
-        pipe, facts = self.model
+        pipe, facts = self._wait_for_model(reporter)
         # Seeded by the job's id: run again after a crash, it draws the same seed and makes the same video.
         spec = settle(request, facts, Random(job_id))
         made = self.generate(spec, pipe, folder, reporter)
@@ -95,12 +104,23 @@ class Workshop:
             inference_s=made.seconds,
         )
 
-    def _fetch(self, field: str, asked: JobRequest) -> Path:
+    def _wait_for_model(self, reporter: "Reporter") -> Model:
+        """Give the model once it is loaded; after a failure the next job has it loaded anew."""
+        if not self._loading:
+            self._loading.append(in_background(self.load))
+        loading = self._loading[0]
+        while not wait([loading], timeout=LOADING_POLL_S).done:
+            reporter.tell_model(self.how_far())
+        if loading.exception() is not None:
+            self._loading.clear()
+        return loading.result()
+
+    def _fetch(self, name: str, asked: JobRequest) -> Path:
         """Get an input here, and let an error name the field it was given in."""
         try:
-            return self.resolve(getattr(asked, field))
+            return self.resolve(getattr(asked, name))
         except StudioError as error:
-            error.field = field
+            error.field = name
             raise
 
     def _tidy_up(self, job_id: str, error: Exception) -> JobError:
@@ -159,16 +179,32 @@ class Reporter:
             now = replace(now, steps_began_at=self._now(), first_step=progress.step)
         key = self._draw(progress)
         line = f"{progress.stage} {progress.step}/{progress.total}" if progress.step else progress.stage
+        line = progress.note or line
         self._tell(replace(now, stage=progress.stage, step=progress.step, total=progress.total, preview_key=key), line)
 
     def tell(self, stage: str) -> None:
         """Report a stage that `pipeline.generate` knows nothing of."""
         self._tell(replace(self._news.progress, stage=stage, step=0, total=1), stage)
 
-    def _tell(self, progress: JobProgress, line: str) -> None:
+    def tell_model(self, progress: ModelProgress | None) -> None:
+        """Report how far the model is, with a line in the log for each hundredth.
+
+        None reports the same again: whoever publishes it ends the run if it was stopped meanwhile.
+        """
+        if progress is None:
+            self._publish(self._news)
+            return
+        now = self._news.progress
+        share = (progress.stage, progress.done * 100 // max(progress.total, 1))
+        is_new = share != (now.stage, now.step * 100 // max(now.total, 1))
+        line = f"{progress.stage} {progress.amount}" if is_new else None
+        self._tell(replace(now, stage=progress.stage, step=progress.done, total=progress.total), line)
+
+    def _tell(self, progress: JobProgress, line: str | None) -> None:
         before, after = self._news.progress.preview_key, progress.preview_key
         self._news = replace(self._news, progress=progress)
-        self._log(line, "INFO")
+        if line is not None:
+            self._log(line, "INFO")
         unused = before
         try:
             self._publish(self._news)
@@ -206,7 +242,9 @@ def name_result(settings: Mapping[str, Any]) -> str:
 def explain_failure(error: Exception) -> JobError:
     """Turn what a run raised into a kind, a sentence for a person, and the inputs to blame."""
     causes = list(_chain(error))
-    if any(_is_out_of_memory(cause) for cause in causes):
+    if isinstance(error, OutOfMemoryError):
+        return JobError("out_of_memory", error.message, suggestion=error.suggestion)
+    if any(is_out_of_memory(cause) for cause in causes):
         message = "The machine ran out of memory; try fewer frames or a lower resolution."
         return JobError("out_of_memory", message)
     if any(_is_disk_full(cause) for cause in causes):
@@ -242,14 +280,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # torch says it with its own class on a GPU, and with a plain RuntimeError on a CPU.
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(sign in str(error).lower() for sign in ("out of memory", "can't allocate memory", "not enough memory"))
-    )
 
 
 def _is_disk_full(error: BaseException) -> bool:

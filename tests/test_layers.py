@@ -33,6 +33,21 @@ def test_a_package_imports_only_what_lies_below_it(package: str) -> None:
     assert wrong == {}
 
 
+def test_files_of_visitors_are_read_behind_the_wall() -> None:
+    """What decodes them runs in a process of its own, which can be ended; training reads its own files."""
+    readers = {"probe_video", "read_video", "read_image", "check_image"}
+    files = [file for package in ("pipeline", "server") for file in (ROOT / package).rglob("*.py")]
+
+    direct = {
+        f"{file.relative_to(ROOT)}: media.{node.attr}"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in readers and getattr(node.value, "id", None) == "media"
+    }
+
+    assert direct == {f"pipeline/media_process.py: media.{reader}" for reader in readers}
+
+
 @pytest.mark.parametrize("package", ["pipeline", "training"])
 def test_the_library_knows_no_web_framework(package: str) -> None:
     """The library works from a Python prompt on a machine without the page's packages."""

@@ -33,7 +33,7 @@ from training.sittings import Optimizers, Worker, save_checkpoint, sitting, writ
 
 TIMESTEP_SHIFT = 5.0  # of the training noise levels towards noise, where motion is decided
 MUON_LR = 8e-3
-EARLY_SAMPLES = 30_000  # so long captions help to learn what an effect looks like
+EARLY_SAMPLES = 45_000  # so long captions help to learn what an effect looks like
 # of no text, the caption, the default negative prompt, an unrelated sentence; early and later
 EARLY_TEXT_SHARES = (0.3, 0.4, 0.15, 0.15)
 TEXT_SHARES = (0.55, 0.12, 0.18, 0.15)

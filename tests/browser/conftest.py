@@ -56,10 +56,11 @@ def app_url(data_dir: Path) -> Iterator[str]:
 
 
 @contextmanager
-def running_app(data_dir: Path, port: int | None = None) -> Iterator[str]:
+def running_app(data_dir: Path, port: int | None = None, *options: object) -> Iterator[str]:
     """Start the app as a person starts it, give its address, and end it."""
     port, log = port or free_port(), data_dir / "app.log"
     command = [sys.executable, str(ROOT / "app.py"), "--port", str(port), "--data-dir", str(data_dir)]
+    command += map(str, options)
     with log.open("w") as output:
         # Not from the repository: the app must find its files wherever it is started.
         app = subprocess.Popen(command, cwd=data_dir, stdout=output, stderr=subprocess.STDOUT)
@@ -127,4 +128,5 @@ def is_foreign(url: str) -> bool:
 def open_studio(page: Page, url: str, theme: str = "light") -> None:
     page.goto(f"{url}/?__theme={theme}")
     page.wait_for_selector("#generate:not([disabled])")
+    page.wait_for_selector("html[data-form=back]", state="attached")
     page.wait_for_selector("#model .ready", timeout=60_000)

@@ -1,14 +1,16 @@
 """The page on the queue: what is under way outlives the page, and everybody has a list of one's own."""
 
 import json
+import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from gradio_client import Client, handle_file
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from pipeline.presets import load_presets
 from tests.browser.actions import (
@@ -18,9 +20,10 @@ from tests.browser.actions import (
     read,
     serious_findings,
     sticks_out,
+    upload,
     wait_for_steps,
 )
-from tests.browser.conftest import free_port, open_studio, running_app
+from tests.browser.conftest import find_in_package, free_port, open_studio, running_app
 
 pytestmark = pytest.mark.browser
 
@@ -47,6 +50,15 @@ def wait_for_video(page: Page) -> str:
     video = page.locator("#video video")
     video.wait_for(timeout=GENERATION_TIMEOUT_MS)
     return video.get_attribute("src") or ""
+
+
+def wait_until(page: Page, is_so: Callable[[], object]) -> None:
+    """Wait for something outside of the page, while what the page sends is dealt with."""
+    for _ in range(200):
+        if is_so():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("still not so after 20 s")
 
 
 def generate(page: Page) -> None:
@@ -103,6 +115,59 @@ def test_two_tabs_of_one_browser_follow_their_own_jobs(page: Page, context: Brow
     for tab in (page, other):
         open_jobs(tab)
         expect(tab.locator("#jobs .job.succeeded")).to_have_count(2)
+
+
+def test_a_late_answer_about_an_older_job_stops_nothing(page: Page, app_url: str) -> None:
+    """The older job ends in the very look that Generate's answer overtakes: the new job is followed all the same."""
+    held: list[Route] = []
+    choose_example(page, "The older one.", steps=LONG)
+    generate(page)
+    wait_for_steps(page)
+    request = f"{app_url}/fal/queue/fal-ai/video-as-prompt/requests/{page.url.partition('job=')[2]}"
+    page.route("**/run/predict*", lambda route: held.append(route), times=1)
+    wait_until(page, lambda: held)
+    fill(page, "prompt", "The newer one.")
+    fill(page, "num_inference_steps", "1")
+    generate(page)
+
+    page.request.put(f"{request}/cancel")
+    wait_until(page, lambda: "COMPLETED" in page.request.get(f"{request}/status").text())
+    held[0].continue_()
+
+    assert wait_for_video(page)
+    expect(page.locator("#settings")).to_contain_text("The newer one.")
+
+
+def test_a_reload_keeps_the_form(page: Page, context: BrowserContext, app_url: str, tmp_path: Path) -> None:
+    """Words, choices, sliders and both files, right or wrong; each tab its own, and a new one the last."""
+    picture = tmp_path / "mine.png"
+    Image.new("RGB", (320, 240), "teal").save(picture)
+    upload(page, "reference_video", find_in_package("gradio", "media_assets/videos/world.mp4"))
+    upload(page, "image", picture)
+    fill(page, "prompt", "Half a sen")
+    fill(page, "seed", "not yet a number")
+    fill(page, "num_frames", "21")
+    page.locator("#field-aspect_ratio label", has_text="Wide").click()
+    other = context.new_page()
+    open_studio(other, app_url)
+    expect(other.locator("#field-prompt textarea")).to_have_value("Half a sen")
+    fill(other, "prompt", "Another tab's.")
+    expect(other.locator("#clip video")).to_be_visible()
+
+    for tab, prompt in ((page, "Half a sen"), (other, "Another tab's.")):
+        tab.reload()
+
+        expect(tab.locator("#field-prompt textarea")).to_have_value(prompt)
+        expect(tab.locator("#field-seed :is(input, textarea)")).to_have_value("not yet a number")
+        expect(tab.locator("#field-num_frames input[type=number]")).to_have_value("21")
+        expect(tab.locator("#field-aspect_ratio input:checked")).to_have_value("16:9")
+        expect(tab.locator("#clip video")).to_have_attribute("src", re.compile(r"world\.mp4$"))
+        expect(tab.locator("#field-image img")).to_have_attribute("src", re.compile(r"mine\.png$"))
+    page.get_by_role("button", name="Remove Image").click()
+    page.wait_for_timeout(1000)
+    page.reload()
+    expect(page.locator("#clip video")).to_be_visible()
+    expect(page.locator("#field-image img")).to_have_count(0)
 
 
 def test_a_link_shows_the_same_on_another_device(page: Page, browser: Browser) -> None:

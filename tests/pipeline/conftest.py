@@ -1,16 +1,19 @@
 """Golden cases of the reference implementation, and a tiny complete pipeline."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
 from pipeline import VideoAsPromptPipeline
+from tests.pipeline.fake_hub import FakeHub, point_at, read_files, serve
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -68,3 +71,14 @@ def tiny_pipe() -> VideoAsPromptPipeline:
     pipe = VideoAsPromptPipeline.from_pretrained(GOLDEN / "tiny_vap")
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """The tiny checkpoint on a hub, which huggingface_hub takes for the real one."""
+    hub = FakeHub({})
+    hub.add_commit(**read_files(GOLDEN / "tiny_vap") | {"README.md": b"-"})
+    with serve(hub):
+        point_at(hub.url, monkeypatch)
+        yield hub
+        huggingface_hub.close_session()

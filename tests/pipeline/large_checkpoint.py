@@ -24,16 +24,17 @@ TEXT = {"d_model": 768, "d_kv": 64, "num_heads": 12, "d_ff": 2048, "num_layers":
 # What the fresh process does: all it imports is in memory before, so that the rest is the model. A first touch of
 # every weight brings in those that are only mapped from their file.
 LOAD = """
-import json, sys, threading, time, torch
+import json, sys, time
 from pathlib import Path
 import pipeline.checkpoint as checkpoint
+import diffusers.utils, torch
 
 def memory(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 checkpoint.load_components(Path(sys.argv[1]), torch.float32)
-before, began = memory("VmRSS"), time.perf_counter()
+before, before_anonymous, began = memory("VmRSS"), memory("RssAnon"), time.perf_counter()
 Path("/proc/self/clear_refs").write_text("5")
 parts = checkpoint.load_components(Path(sys.argv[2]), getattr(torch, sys.argv[3]))
 seconds = time.perf_counter() - began
@@ -44,20 +45,26 @@ for weight in weights:
 print(json.dumps({
     "weights_bytes": sum(weight.nbytes for weight in weights),
     "peak_bytes": memory("VmHWM") - before,
-    "anonymous_bytes": memory("RssAnon"),
+    "anonymous_bytes": memory("RssAnon") - before_anonymous,
     "seconds": seconds,
+    "is_parallel": diffusers.utils.HF_ENABLE_PARALLEL_LOADING,
 }))
 """
 
 
 @dataclass(frozen=True)
 class Loading:
-    """What a fresh process needed. peak_bytes: resident memory at its highest, above that before the loading."""
+    """What a fresh process needed.
+
+    peak_bytes: resident memory at its highest, mapped files included, above that before the loading. anonymous_bytes:
+    what of it no file holds, at the end.
+    """
 
     weights_bytes: int
     peak_bytes: int
     anonymous_bytes: int
     seconds: float
+    is_parallel: bool
 
 
 def write_checkpoint(folder: Path, num_layers: int, dtype: torch.dtype) -> Path:

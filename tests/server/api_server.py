@@ -105,11 +105,13 @@ def serve(app: Any) -> Iterator[str]:
         thread.join()
 
 
-def make_services(folder: Path, *, allow_private: bool = True) -> ApiServices:
-    """Give what the API stands on, in one folder."""
-    files = FileStore(folder / "files", folder / "cache")
+def make_services(
+    folder: Path, *, allow_private: bool = True, database_url: str | None = None, files_url: str | None = None
+) -> ApiServices:
+    """Give what the API stands on, in one folder, unless URLs say that database or files are elsewhere."""
+    files = FileStore(files_url or folder / "files", folder / "cache")
     return ApiServices(
-        queue=JobQueue(f"sqlite:///{folder / 'queue.sqlite'}", files),
+        queue=JobQueue(database_url or f"sqlite:///{folder / 'queue.sqlite'}", files),
         files=files,
         keys=KeyRing(folder / KEYS_FILE),
         signer=load_signer(folder / "signing.key"),
@@ -119,9 +121,11 @@ def make_services(folder: Path, *, allow_private: bool = True) -> ApiServices:
 
 
 @contextmanager
-def run_server(folder: Path, **changes: Any) -> Iterator[ApiServer]:
-    """Run the API with a queue and a worker in one folder. changes: of the services."""
-    services = replace(make_services(folder), **changes)
+def run_server(
+    folder: Path, *, database_url: str | None = None, files_url: str | None = None, **changes: Any
+) -> Iterator[ApiServer]:
+    """Run the API with a queue and a worker, all as make_services has it. changes: of the services."""
+    services = replace(make_services(folder, database_url=database_url, files_url=files_url), **changes)
     generation = FakeGeneration()
     generation.gate.set()
     caller = Caller(services.rules, ssl_context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))

@@ -7,16 +7,33 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 HOW_TO_INSTALL = "These tests need PostgreSQL's programs; on Debian and Ubuntu: sudo apt-get install postgresql"
 
 
+@dataclass(frozen=True)
+class Postgres:
+    """A running server: the address of a database in it, and how to stop it and start it again."""
+
+    url: str
+    stop: Callable[[], None]
+    start: Callable[[], None]
+
+
 @contextmanager
 def run_postgres(*, safe: bool = False) -> Iterator[str]:
     """Give the URL of a server that lives as long as the context. safe: with fsync, as in earnest, for measuring."""
+    with run_unsteady_postgres(safe=safe) as server:
+        yield server.url
+
+
+@contextmanager
+def run_unsteady_postgres(*, safe: bool = False) -> Iterator[Postgres]:
+    """Give a server that can be away for a while."""
     programs = _find_programs()
     folder = Path(tempfile.mkdtemp(prefix="studio-postgres-"))
     password, port = secrets.token_hex(16), _free_port()
@@ -28,11 +45,18 @@ def run_postgres(*, safe: bool = False) -> Iterator[str]:
     _run([*as_user, programs / "initdb", "-D", data, *account, "--no-sync", "--encoding", "UTF8", "--locale", "C"])
     options = f"-h 127.0.0.1 -p {port} -c unix_socket_directories='' -c fsync={'on' if safe else 'off'}"
     control = [*as_user, programs / "pg_ctl", "-D", data, "-l", folder / "log"]
-    _run([*control, "-o", options, "-w", "start"])
+    url = f"postgresql://studio:{password}@127.0.0.1:{port}/studio_{secrets.token_hex(4)}"
+    server = Postgres(
+        url,
+        stop=lambda: _run([*control, "-m", "immediate", "stop"]),
+        start=lambda: _run([*control, "-o", options, "-w", "start"]),
+    )
+    server.start()
     try:
-        yield f"postgresql://studio:{password}@127.0.0.1:{port}/studio_{secrets.token_hex(4)}"
+        yield server
     finally:
-        _run([*control, "-m", "immediate", "stop"])
+        if (data / "postmaster.pid").exists():
+            server.stop()
         shutil.rmtree(folder)
 
 

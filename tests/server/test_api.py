@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -904,6 +904,29 @@ def test_what_a_crash_left_of_uploads_is_removed_at_the_next_start(tmp_path: Pat
 
     assert list(services.scratch_dir.iterdir()) == [new]
     services.queue.close()
+
+
+@pytest.mark.parametrize("wish", ["soon", "[]", '{"expiration_duration_seconds": "soon"}'])
+@pytest.mark.parametrize("path", [QUEUE, "/fal/rest/storage/upload/initiate", "/fal/cdn/files/upload"])
+def test_a_lifetime_that_is_none_is_refused(web: httpx.Client, wish: str, path: str) -> None:
+    """Who wants his files gone is not told yes when nobody understood when."""
+    answer = web.post(path, json=INPUT, headers={"X-Fal-Object-Lifecycle-Preference": wish})
+
+    assert (answer.status_code, answer.json()["error_type"]) == (400, "bad_request")
+    assert answer.json()["detail"].startswith("X-Fal-Object-Lifecycle-Preference must be JSON such as ")
+
+
+@pytest.mark.parametrize("seconds", [None, 0, 1e300])
+def test_a_lifetime_without_an_end_is_none(web: httpx.Client, server: ApiServer, seconds: float | None) -> None:
+    """As fal has it for null and 0."""
+    wish = json.dumps({"expiration_duration_seconds": seconds, "initial_acl": {"default": "allow"}})
+    files, tomorrow = server.services.files, datetime.now(UTC) + timedelta(days=99_999)
+    before = files.overdue(tomorrow)
+
+    answer = web.post("/fal/cdn/files/upload", content=PNG, headers={"X-Fal-Object-Lifecycle": wish})
+
+    assert answer.status_code == 200
+    assert files.overdue(tomorrow) == before
 
 
 # Reference

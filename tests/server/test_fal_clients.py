@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from queue import SimpleQueue
@@ -39,6 +40,7 @@ from tests.server.api_server import (
     wait_until,
 )
 from tests.server.guard import sitecustomize as guard
+from tests.server.postgres import run_postgres
 
 # fal-client never closes the connections of its uploads.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -59,10 +61,17 @@ PYTHON_DATA_URIS = {
 INPUT = {**TEXTS, **PYTHON_DATA_URIS}
 
 
+# What a program cannot do without, on both databases.
+on_both = pytest.mark.parametrize("shared_server", ["sqlite", "postgresql"], indirect=True, scope="module")
+
+
 @pytest.fixture(scope="module")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """One server for this file."""
-    with run_server(tmp_path_factory.mktemp("studio")) as server:
+def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """One server for this file, or one for each database. It is on SQLite where a test does not say."""
+    database: AbstractContextManager[str | None] = nullcontext()
+    if getattr(request, "param", "sqlite") == "postgresql":
+        database = run_postgres()
+    with database as url, run_server(tmp_path_factory.mktemp("studio"), database_url=url) as server:
         yield server
 
 
@@ -93,6 +102,7 @@ def point_client(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 # Python
 
 
+@on_both
 def test_python_subscribes_and_downloads_the_video(client: fal_client.SyncClient) -> None:
     """`subscribe` tells the states in order, brings the logs, and ends with a file that can be fetched."""
     updates: list[Any] = []
@@ -123,6 +133,7 @@ def test_python_sends_every_field_by_its_own_name(client: fal_client.SyncClient,
     assert (spec.reference_video.read_bytes(), spec.image.read_bytes()) == (MP4, PNG)
 
 
+@on_both
 def test_python_submits_looks_cancels_and_sees_the_end(client: fal_client.SyncClient, server: ApiServer) -> None:
     """A running request that is cancelled ends as client_cancelled and yields no video."""
     server.generation.gate.clear()
@@ -157,6 +168,7 @@ def test_python_cancels_by_itself_when_its_own_time_is_over(client: fal_client.S
     assert client.status(APP, request_id).error_type in ("client_cancelled", "request_timeout")
 
 
+@on_both
 def test_python_gets_the_faults_of_its_input_with_the_result(client: fal_client.SyncClient) -> None:
     """A bad input is taken at submit; the result is 422 with a place for each fault."""
     handle = client.submit(APP, {**PYTHON_DATA_URIS, "video_description": "x", "num_frames": 50, "fps": 900})
@@ -183,6 +195,7 @@ def test_python_learns_which_file_was_broken(client: fal_client.SyncClient) -> N
     assert caught.value.message == [fault]  # type: ignore[comparison-overlap]
 
 
+@on_both
 def test_python_start_timeout_ends_a_request_that_waits(client: fal_client.SyncClient, server: ApiServer) -> None:
     """A request that did not begin in time is 504 request_timeout, and the client does not repeat it."""
     server.generation.gate.clear()
@@ -196,6 +209,7 @@ def test_python_start_timeout_ends_a_request_that_waits(client: fal_client.SyncC
     first.cancel()
 
 
+@on_both
 @pytest.mark.parametrize("repository", ["fal_v3", "fal"])
 def test_python_uploads_a_file_and_uses_its_url(
     client: fal_client.SyncClient, server: ApiServer, tmp_path: Path, repository: Any
@@ -218,6 +232,29 @@ def test_python_uploads_bytes_without_a_name(client: fal_client.SyncClient) -> N
 
     assert url.endswith(".png")
     assert httpx.get(url, trust_env=False).content == PNG
+
+
+def test_python_says_how_long_files_are_wanted(
+    client: fal_client.SyncClient, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For an upload, whichever way it takes, and for what a request makes."""
+    files, now = server.services.files, datetime.now(UTC)
+    brief = fal_client.StorageSettings(expires_in="1h")
+    wish = {"X-Fal-Object-Lifecycle-Preference": json.dumps({"expiration_duration_seconds": 60})}
+
+    urls = [client.upload(PNG, "image/png", repository=way, lifecycle=brief) for way in ("fal_v3", "fal")]
+    monkeypatch.setattr(fal_client.client, "MULTIPART_THRESHOLD", 100)
+    urls.append(client.upload(PNG, "image/png", "large.png", lifecycle=brief))
+    client.upload(PNG, "image/png", lifecycle=fal_client.StorageSettings(expires_in="never"))
+    handle = client.submit(APP, INPUT, headers=wish)
+
+    assert files.overdue(now + timedelta(minutes=59)) == {}
+    over = files.overdue(now + timedelta(minutes=61))
+    assert {url.partition("/files/")[2] for url in urls} == over.keys()
+    job = server.services.queue.get(handle.request_id)
+    assert job is not None
+    assert job.request is not None
+    assert job.request.keep_s == 60
 
 
 def test_python_uploads_large_files_in_parts(
@@ -256,6 +293,7 @@ def test_python_uses_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     gc.collect()
 
 
+@on_both
 def test_python_async_client_does_the_same(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The asynchronous client uploads, subscribes and cancels."""
     point_client(server.url, monkeypatch)
@@ -279,6 +317,7 @@ def test_python_async_client_does_the_same(server: ApiServer, monkeypatch: pytes
     assert ended.error_type == "client_cancelled"
 
 
+@on_both
 def test_a_webhook_arrives_signed(client: fal_client.SyncClient, server: ApiServer) -> None:
     """A receiver that follows fal's instructions finds the signature good and the payload equal to the result."""
     with webhook_receiver(answers=[500, 200]) as (url, received):
@@ -297,6 +336,7 @@ def test_a_webhook_arrives_signed(client: fal_client.SyncClient, server: ApiServ
     check_signature(server.url, headers, body)
 
 
+@on_both
 def test_a_webhook_tells_bad_input_too(client: fal_client.SyncClient) -> None:
     """A request that could not run ends as ERROR, with the faults as payload."""
     with webhook_receiver(answers=[200]) as (url, received):
@@ -376,6 +416,7 @@ def js_server(server: ApiServer, node_modules: Path) -> ApiServer:
     return server
 
 
+@on_both
 @pytest.mark.parametrize("mode", ["polling", "streaming"])
 def test_javascript_subscribes_with_files_in_the_input(js_server: ApiServer, mode: str) -> None:
     """Blobs in the input are uploaded, the states come in order, and the logs add up, polling or streaming."""

@@ -1,6 +1,6 @@
 """Files are kept under keys that nobody can guess, here or behind an fsspec URL."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -10,15 +10,26 @@ import pytest
 
 from pipeline.errors import StudioError
 from server.files import FileStore, UnknownFileError, clean_name, split_key
+from tests.server.s3 import BUCKET, run_s3
 
 TOKEN = "a" * 32
 
 
-@pytest.fixture(params=["folder", "remote"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FileStore]:
-    """A store in a folder, and one whose files are no files of this machine."""
-    url = str(tmp_path / "files") if request.param == "folder" else f"memory://{uuid4()}"
-    yield FileStore(url, tmp_path / "cache")
+@pytest.fixture(scope="module")
+def s3_variables() -> Iterator[Mapping[str, str]]:
+    """An S3 server for this file."""
+    with run_s3() as variables:
+        yield variables
+
+
+@pytest.fixture(params=["folder", "memory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileStore]:
+    """A store in a folder, and two whose files are no files of this machine."""
+    urls = {"folder": str(tmp_path / "files"), "memory": f"memory://{uuid4()}", "s3": f"s3://{BUCKET}/{uuid4()}"}
+    if request.param == "s3":
+        for name, value in request.getfixturevalue("s3_variables").items():
+            monkeypatch.setenv(name, value)
+    yield FileStore(urls[request.param], tmp_path / "cache")
     fsspec.filesystem("memory").store.clear()
 
 
@@ -191,3 +202,20 @@ def test_parts_are_joined_by_their_numbers(store: FileStore, tmp_path: Path) -> 
     assert size == len("hello world!")
     assert store.local(key).read_text() == "hello world!"
     assert list(store.stored("parts")) == []
+
+
+def test_files_whose_time_is_over_are_known(store: FileStore) -> None:
+    """From the moment that was noted until the note is removed; nobody can download a note."""
+    soon, later = store.reserve("uploads", "ä.mp4", "video/x-odd"), store.reserve("uploads", "b.mp4")
+    moment = datetime(2026, 11, 22, tzinfo=UTC)
+    store.limit_life(soon, moment)
+    store.limit_life(later, moment + timedelta(hours=1))
+
+    before, after = store.overdue(moment - timedelta(seconds=1)), store.overdue(moment)
+    store.forget_life(soon, moment)
+    store.forget_life(soon, moment)
+
+    assert (before, after) == ({}, {soon: moment})
+    assert store.overdue(moment + timedelta(hours=1)) == {later: moment + timedelta(hours=1)}
+    with pytest.raises(UnknownFileError):
+        store.size(f"lifetimes/{int(moment.timestamp())}-{split_key(later).token}")

@@ -9,13 +9,17 @@ from pipeline.errors import MediaError
 from pipeline.presets import load_presets
 from pipeline.spec import GenerationRequest
 from server.form import (
+    CHOICES,
     FIELDS,
     FOLDED_FIELDS,
+    SLIDERS,
+    SOURCES,
     fill_form,
     fill_from_settings,
     find_problems,
     read_form,
     read_what_fits,
+    restore_value,
 )
 
 FILLED = {
@@ -152,3 +156,37 @@ def test_what_fits_is_read_and_the_rest_left_out(changes: dict[str, Any], left_o
 
     assert set(read) == expected
     assert read.get("seed", 7) == 7
+
+
+@pytest.mark.parametrize(
+    ("field", "kept", "restored"),
+    [
+        ("prompt", "Half a sen", "Half a sen"),
+        ("prompt", "x" * 20_000, "x" * 20_000),
+        ("prompt", "x" * 20_001, ""),
+        ("prompt", ["a"], ""),
+        ("seed", "not yet a number", "not yet a number"),
+        ("num_frames", 48, 48),
+        ("num_frames", 4, 49),
+        ("num_frames", 122, 49),
+        ("num_frames", True, 49),
+        ("num_frames", "21", 49),
+        ("aspect_ratio", "16:9", "16:9"),
+        ("aspect_ratio", "1:1", "9:16"),
+        ("resolution", None, "480p"),
+        ("enable_safety_checker", False, False),
+        ("enable_safety_checker", "no", True),
+        ("image", "/etc/passwd", None),
+    ],
+)
+def test_a_field_takes_back_what_it_can_hold(field: str, kept: Any, restored: Any) -> None:
+    """Right or wrong, as it was typed; its default for what an older page kept, or somebody made up."""
+    assert restore_value(field, kept) == restored
+
+
+def test_every_field_is_known_by_its_kind() -> None:
+    """A new slider or choice would otherwise be brought back as a text."""
+    texts = {"video_description", "prompt", "negative_prompt", "seed", "num_inference_steps"}
+    texts |= {"reference_start_s", "reference_end_s"}
+
+    assert set(FIELDS) == texts | set(SLIDERS) | set(CHOICES) | {*SOURCES, "enable_safety_checker"}

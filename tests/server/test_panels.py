@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.generate import Stage
 from pipeline.media import VideoInfo
+from pipeline.model_progress import ModelProgress, ModelStage
 from pipeline.spec import ModelFacts
 from server import panels
 from server.job import Job, JobProgress, JobStatus
@@ -33,7 +34,7 @@ def running(stage: str, step: int = 0, total: int = 1, **changes: Any) -> Job:
     return Job("id", "ann", JobStatus.RUNNING, None, None, progress, (), None, None, NOW, NOW, None)
 
 
-@pytest.mark.parametrize("stage", ["waiting", "fetching", "loading", *get_args(Stage), "storing"])
+@pytest.mark.parametrize("stage", ["waiting", "fetching", *get_args(ModelStage), *get_args(Stage), "storing"])
 def test_every_stage_has_words_and_a_place_on_the_bar(stage: str) -> None:
     """A new stage of pipeline or worker needs a line here before anyone sees it."""
     job = running(stage)
@@ -52,6 +53,12 @@ def test_progress_tells_the_step_and_the_time_left() -> None:
     assert "step 10 of 20, about 40 s left" in markup
     assert 'role="progressbar"' in markup
     assert 'aria-valuenow="47"' in markup
+
+
+def test_a_model_on_its_way_tells_how_far_it_is() -> None:
+    """In gigabytes while it comes, in parts while it is loaded."""
+    assert "12.3 of 66.4 GB" in panels.job_progress(running("downloading", 12_300_000_000, 66_400_000_000), NOW)
+    assert "3 of 7" in panels.job_progress(running("loading", 3, 7), NOW)
 
 
 def test_the_first_step_tells_nothing_of_the_time_left() -> None:
@@ -141,12 +148,15 @@ def test_the_model_is_called_what_it_is() -> None:
     assert "Small model “nano”: 144x80, scaled up" in panels.model_ready(ModelFacts("nano", 20, (80, 144)))
     assert "small" not in panels.model_ready(ModelFacts("14b")).lower()
     assert "There is no model “x”." in panels.model_failed("There is no model “x”.")
-    assert "Loading the model nano" in panels.model_loading("nano")
+    assert "Loading the model nano" in panels.model_loading("nano", None)
+    assert "Loading the model nano" in panels.model_loading("nano", ModelProgress("loading", 1, 7))
+    downloading = ModelProgress("downloading", 12_300_000_000, 66_400_000_000)
+    assert "Downloading the model 14b: 12.3 of 66.4 GB" in panels.model_loading("14b", downloading)
     assert "made on other machines" in panels.model_elsewhere()
 
 
 def test_a_clip_is_told_by_its_facts() -> None:
     """Size, length and rate, rounded."""
-    info = VideoInfo(height=720, width=1280, num_frames=132, duration_s=5.28, fps=25.0, has_audio=True)
+    info = VideoInfo(height=720, width=1280, num_frames=132, duration_s=5.28, fps=25.0, has_audio=True, codec="h264")
 
     assert "1280 × 720, 5.3 s, 25 frames per second" in panels.clip_facts(info)

@@ -154,3 +154,91 @@ def test_the_folders_of_ended_jobs_go(queue: JobQueue, tmp_path: Path) -> None:
     Retainer(queue, tmp_path / "jobs", Retention()).run()
 
     assert [folder.name for folder in (tmp_path / "jobs").iterdir()] == [waiting]
+
+
+def wished(seconds: float, webhook_url: str | None = None) -> Job:
+    """A job that ended a day ago, whose sender wants it kept for so long."""
+    job = ended("a", 1, 10)
+    return dataclasses.replace(
+        job, request=dataclasses.replace(make_request(), keep_s=seconds), webhook_url=webhook_url
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "webhook_url", "ended_s_ago", "goes"),
+    [
+        (DAY_S, None, DAY_S, False),
+        (DAY_S, None, DAY_S + 1, True),
+        (1.0, None, 60.0, False),  # its client still asks for the result
+        (1.0, None, 61.0, True),
+        (1.0, "http://hook", 3 * 3600.0, False),  # and this one is still told
+        (1.0, "http://hook", 3 * 3600.0 + 1, True),
+    ],
+)
+def test_a_sender_may_want_less(seconds: float, webhook_url: str | None, ended_s_ago: float, goes: bool) -> None:
+    """A job goes when its sender does not want it any more, whatever the limits, and never more than a moment early."""
+    job = dataclasses.replace(wished(seconds, webhook_url), finished_at=NOW - timedelta(seconds=ended_s_ago))
+
+    assert (choose_expired([job], Retention(), NOW) == [job]) is goes
+    assert (choose_expired([job], Retention(max_age_s=1e6), NOW) == [job]) is goes
+    assert choose_expired([job], Retention(max_age_s=1.0), NOW) == [job]
+
+
+def test_an_upload_goes_when_its_time_is_over(queue: JobQueue, files: FileStore, clock: Clock, tmp_path: Path) -> None:
+    """Not before, not while a job waits for it, and also when it arrives after its time."""
+    wanted, other = (store(files, tmp_path, UPLOADS) for _ in range(2))
+    late = files.reserve(UPLOADS, "late.mp4")
+    for key in (wanted, late):
+        files.limit_life(key, queue.now() + timedelta(hours=1))
+    job = queue.submit(JobRequest(make_request().fields, f"file:{wanted}", f"file:{other}"), owner="ann")
+    retainer = Retainer(queue, tmp_path / "jobs", Retention())
+    clock.ahead_s = 3601
+
+    retainer.run()
+    while_waiting = files.exists(wanted)
+    files.take(tmp_path / "some.mp4", late)
+    queue.cancel(job.job_id)
+    retainer.run()
+
+    assert while_waiting
+    assert [files.exists(key) for key in (wanted, late, other)] == [False, False, True]
+
+
+def test_a_note_of_a_time_goes_a_day_after_it(queue: JobQueue, files: FileStore, clock: Clock, tmp_path: Path) -> None:
+    """Else they would pile up."""
+    files.limit_life(files.reserve(UPLOADS, "a.mp4"), queue.now())
+    retainer = Retainer(queue, tmp_path / "jobs", Retention())
+    clock.ahead_s = 1.1 * DAY_S
+
+    retainer.run()
+
+    assert files.overdue(queue.now()) == {}
+
+
+def test_a_result_that_a_waiting_job_uses_stays(queue: JobQueue, tmp_path: Path) -> None:
+    """The job that made it stays with it, until the other has ended."""
+    made = dataclasses.replace(ended("a", 9, 10), result=None)
+    result = JobResult("results/" + "a" * 32 + "/v.mp4", "c", "p", 10, {}, 1.0)
+    made = dataclasses.replace(made, result=result)
+    waiting = queue.submit(JobRequest(make_request().fields, f"file:{result.video_key}", "file:x"), owner="ann")
+    forgotten: list[Job] = []
+
+    class Queue:
+        """The queue, with one more job in it."""
+
+        files = queue.files
+        now = staticmethod(queue.now)
+        forget = staticmethod(forgotten.append)
+
+        def all_jobs(self) -> list[Job]:
+            """Give both."""
+            return [made, *queue.all_jobs()]
+
+    retainer = Retainer(Queue(), tmp_path / "jobs", Retention(max_age_s=DAY_S))  # type: ignore[arg-type]
+    retainer.run()
+    before = list(forgotten)
+    queue.cancel(waiting.job_id)
+
+    retainer.run()
+
+    assert (before, forgotten) == ([], [made])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import Suggestion
 from pipeline.spec import GenerationRequest, limits
 from server.job import Fault, Job, JobError, JobResult, JobStatus, LogLine
 from server.schema import (
@@ -203,6 +204,19 @@ def test_a_result_is_a_file() -> None:
     file = {"url": f"http://host:1/fal/cdn/files/{KEY}", "content_type": "video/mp4"}
     file |= {"file_name": "output.mp4", "file_size": 4404019}  # type: ignore[dict-item]
     assert (answer.status_code, answer.body) == (200, {"video": file})
+
+
+def test_after_running_out_of_memory_a_program_is_told_what_would_work() -> None:
+    """The fields to change, by the wire's names, beside what fal would say."""
+    error = JobError("out_of_memory", "Try 33 frames.", suggestion=Suggestion({"num_frames": 33}, "Try 33 frames"))
+
+    answer = outcome(replace(failed("out_of_memory"), error=error), URLS, lambda key: 0)
+
+    assert answer.body == {
+        "detail": "Try 33 frames.",
+        "error_type": "runner_server_error",
+        "suggestion": {"num_frames": 33},
+    }
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,10 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
             ["--max-active-jobs", "0"],
             "--max-active-jobs (or STUDIO_MAX_ACTIVE_JOBS) is “0”; it should be greater than or equal to 1.",
         ),
+        (
+            ["--fal-proxy-port", "-1"],
+            "--fal-proxy-port (or STUDIO_FAL_PROXY_PORT) is “-1”; it should be a whole number from 0 to 65535.",
+        ),
         (["--port"], "Argument --port: expected one argument; see --help."),
         (["--nope"], "Unrecognized arguments: --nope; see --help."),
         (["--auth", "ann"], f"--auth (or STUDIO_AUTH) {NAME_AND_PASSWORD}"),

@@ -10,6 +10,7 @@ from pipeline.spec import GenerationRequest
 from server.files import FileStore
 from server.jobs import JobQueue
 from server.keys import KEYS_FILE, KeyRing
+from server.signing import Signer
 from server.studio import Studio, Uploads, load_secret, new_visitor, owner_of, request_settings
 from tests.server.fake_generation import make_files
 
@@ -22,7 +23,7 @@ def files(tmp_path: Path) -> FileStore:
 @pytest.fixture
 def studio(tmp_path: Path, files: FileStore) -> Iterator[Studio]:
     with closing(JobQueue(f"sqlite:///{tmp_path / 'queue.sqlite'}", files)) as queue:
-        yield Studio(queue, Uploads(files), KeyRing(tmp_path / KEYS_FILE), "nano", None, "secret")
+        yield Studio(queue, Uploads(files), KeyRing(tmp_path / KEYS_FILE), "nano", None, "secret", Signer(bytes(32)))
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -11,11 +13,21 @@ import pytest
 import sqlalchemy as sa
 import torch
 
-from pipeline.errors import InvalidInputError, MediaError, ModelError, StudioError, UnsafeContentError
+from pipeline.errors import (
+    InvalidInputError,
+    MediaError,
+    ModelError,
+    OutOfMemoryError,
+    StudioError,
+    Suggestion,
+    UnsafeContentError,
+)
+from pipeline.generate import Progress
+from pipeline.spec import ModelFacts
 from server import database as db
 from server.files import FileStore
 from server.heartbeat import Watch, beat, claim_slot, read_beats
-from server.job import Fault, Job, JobStatus
+from server.job import Fault, Job, JobError, JobStatus
 from server.jobs import JobQueue
 from server.worker import MAX_RECOVERY_ATTEMPTS, Worker
 from server.workshop import PREVIEWS, Workshop, explain_failure
@@ -190,6 +202,39 @@ def test_a_failure_ends_its_job_and_the_next_runs(
     assert wait_for_end(queue, following.job_id).status is JobStatus.SUCCEEDED
 
 
+def test_what_would_work_comes_with_the_error(
+    start_worker: StartWorker, queue: JobQueue, generation: FakeGeneration
+) -> None:
+    """A run that is out of memory says what to try, in words and for programs; so it stands in the database."""
+    way_out = Suggestion({"resolution": "480p"}, "Try 480p")
+    generation.failure = OutOfMemoryError("The machine ran out of memory. Try 480p.", way_out)
+    job = queue.submit(make_request(), owner="ann")
+    start_worker()
+
+    error = wait_for_end(queue, job.job_id).error
+
+    assert error == JobError("out_of_memory", "The machine ran out of memory. Try 480p.", suggestion=way_out)
+
+
+def test_a_note_of_a_run_stands_in_its_log(
+    start_worker: StartWorker, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs read there before the first step what the job is expected to take."""
+    make = FakeGeneration.__call__
+
+    def with_note(self: FakeGeneration, spec: Any, pipe: Any, folder: Path, on_progress: Callable[..., None]) -> Any:
+        on_progress(Progress("reading", note="Estimate: 90 s"))
+        return make(self, spec, pipe, folder, on_progress)
+
+    monkeypatch.setattr(FakeGeneration, "__call__", with_note)
+    job = queue.submit(make_request(), owner="ann")
+    start_worker()
+
+    lines = [line.message for line in wait_for_end(queue, job.job_id).logs]
+
+    assert lines.index("Estimate: 90 s") < lines.index("denoising 1/3")
+
+
 def test_invalid_fields_are_named(start_worker: StartWorker, queue: JobQueue) -> None:
     """Each fault has its field, its sentence and the word programs know it by."""
     job = queue.submit(make_request(num_frames=2, fps="many"), owner="ann")
@@ -271,11 +316,10 @@ def test_the_model_is_loaded_once_and_not_before_it_is_needed(
 ) -> None:
     """A worker that starts is ready at once; two jobs share the model."""
     loads: list[str] = []
-    usual = make_workshop(tmp_path, files, generation)
 
     def load() -> Any:
         loads.append("once")
-        return usual.model
+        return None, ModelFacts("fake")
 
     start_worker(workshop=make_workshop(tmp_path, files, generation, load=load))
     before = list(loads)
@@ -284,6 +328,72 @@ def test_the_model_is_loaded_once_and_not_before_it_is_needed(
         wait_for_end(queue, queue.submit(make_request(), owner="ann").job_id)
 
     assert (before, loads) == ([], ["once"])
+
+
+def test_a_worker_stops_while_its_model_loads(
+    start_worker: StartWorker, queue: JobQueue, tmp_path: Path, files: FileStore, generation: FakeGeneration
+) -> None:
+    """It does not wait for 30 GB; the job is handed back and done at the next start."""
+    gate = threading.Event()
+
+    def load() -> Any:
+        gate.wait()
+        return None, ModelFacts("large")
+
+    job = queue.submit(make_request(), owner="ann")
+    worker = start_worker(workshop=make_workshop(tmp_path, files, generation, load=load))
+    wait_until(lambda: (now := queue.get(job.job_id)) and now.progress and now.progress.stage == "loading")
+    began = time.monotonic()
+
+    worker.stop()
+
+    assert time.monotonic() - began < 5
+    assert generation.made == []
+    gate.set()
+    start_worker()
+    assert wait_for_end(queue, job.job_id).status is JobStatus.SUCCEEDED
+
+
+def test_a_job_that_waits_for_the_model_can_be_cancelled(
+    start_worker: StartWorker, queue: JobQueue, tmp_path: Path, files: FileStore, generation: FakeGeneration
+) -> None:
+    """Whoever waits behind it need not know; the model that was being loaded is theirs."""
+    gate, loads = threading.Event(), []
+
+    def load() -> Any:
+        loads.append("once")
+        gate.wait()
+        return None, ModelFacts("large")
+
+    stopped, following = (queue.submit(make_request(text), owner="ann") for text in ("stopped", "following"))
+    start_worker(workshop=make_workshop(tmp_path, files, generation, load=load))
+    wait_until(lambda: (now := queue.get(stopped.job_id)) and now.progress and now.progress.stage == "loading")
+
+    queue.cancel(stopped.job_id)
+    wait_until(lambda: queue.get(following.job_id).status is JobStatus.RUNNING)
+    gate.set()
+
+    assert wait_for_end(queue, following.job_id).status is JobStatus.SUCCEEDED
+    assert loads == ["once"]
+
+
+def test_a_model_that_failed_to_load_is_tried_again_by_the_next_job(
+    start_worker: StartWorker, queue: JobQueue, tmp_path: Path, files: FileStore, generation: FakeGeneration
+) -> None:
+    """The hub may have been away for a minute."""
+    answers = iter([ModelError("The hub is away.", "model"), (None, ModelFacts("large"))])
+
+    def load() -> Any:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    first, second = (queue.submit(make_request(text), owner="ann") for text in ("first", "second"))
+    start_worker(workshop=make_workshop(tmp_path, files, generation, load=load))
+
+    assert wait_for_end(queue, first.job_id).error.message == "The hub is away."
+    assert wait_for_end(queue, second.job_id).status is JobStatus.SUCCEEDED
 
 
 def test_a_stopped_worker_hands_its_job_back(
@@ -367,6 +477,21 @@ def test_a_start_timeout_does_not_touch_a_job_that_has_begun(
     assert wait_for_end(queue, begun.job_id).status is JobStatus.SUCCEEDED
 
 
+def test_a_front_ends_what_nobody_begins_and_tells_of_it(
+    start_worker: StartWorker, queue: JobQueue, tmp_path: Path
+) -> None:
+    """Without any worker; it leaves alone what may still wait."""
+    told: list[Job] = []
+    start_worker(workshop=None, slots_dir=tmp_path / "fronts", on_finished=told.append)
+    waiting = queue.submit(make_request(), owner="ann", start_timeout_s=600)
+    late = queue.submit(make_request(), owner="ann", start_timeout_s=0.2, webhook_url="http://127.0.0.1/")
+
+    wait_until(lambda: told)
+
+    assert [(job.job_id, job.error.kind) for job in told] == [(late.job_id, "start_timeout")]
+    assert queue.get(waiting.job_id).status is JobStatus.WAITING
+
+
 def test_an_end_is_reported_until_somebody_takes_it(
     start_worker: StartWorker, queue: JobQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -435,14 +560,25 @@ def test_a_worker_is_dead_when_its_count_stands_still() -> None:
     found = [
         watch.find_dead(beats, now)
         for beats, now in [
-            ({"a": 1, "b": 1}, 0),
-            ({"a": 2, "b": 1}, 50),
-            ({"a": 2, "b": 1}, 61),
-            ({"a": 2, "b": 2}, 111),
+            ({"a": 1, "b": 1}, 100),
+            ({"a": 1, "b": 1}, 130),
+            ({"a": 2, "b": 1}, 160),
+            ({"a": 2, "b": 1}, 161),
+            ({"a": 2, "b": 2}, 191),
+            ({"a": 2, "b": 2}, 221),
         ]
     ]
 
-    assert found == [[], [], ["b"], ["a"]]
+    assert found == [[], [], [], ["b"], [], ["a"]]
+
+
+def test_nobody_dies_of_a_database_that_was_away() -> None:
+    """Nobody could count meanwhile; whoever is still silent afterwards is dead."""
+    watch = Watch(dead_after_s=60)
+
+    found = [watch.find_dead({"a": 1}, now) for now in (100, 110, 200, 230, 260, 261)]
+
+    assert found == [[], [], [], [], [], ["a"]]
 
 
 def test_nothing_of_dbos_is_logged(

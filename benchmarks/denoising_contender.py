@@ -1,0 +1,265 @@
+"""One contender of `benchmarks.denoising`, in a process of its own; see there."""
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+HEADS, LAYERS, TEXT_DIM, IMAGE_DIM, FREQ_DIM, FFN_DIM = 3, 40, 4096, 1280, 256, 1040
+EXPERTS = list(range(0, LAYERS, 4))
+LATENT_SHAPE = (1, 16, 13, 18, 26)  # 49 frames of 144 x 208
+GUIDANCE = 5.0
+TEXT_ROWS = {"positive": 31, "negative": 126}  # tokens of an ordinary prompt, and of the default negative one
+CONFIG = {
+    "num_attention_heads": HEADS,
+    "attention_head_dim": 128,
+    "in_channels": 36,
+    "out_channels": 16,
+    "text_dim": TEXT_DIM,
+    "freq_dim": FREQ_DIM,
+    "ffn_dim": FFN_DIM,
+    "num_layers": LAYERS,
+    "image_dim": IMAGE_DIM,
+    "added_kv_proj_dim": HEADS * 128,
+    "block_idx_with_mot_ref": EXPERTS,
+}
+# predict(step index, latents) -> velocities of both branches, (2, z, T, h, w)
+Predict = Callable[[int, Tensor], Tensor]
+
+
+def write(folder: Path) -> None:
+    """Write weights and inputs that all contenders share."""
+    from pipeline.transformer import VideoAsPromptTransformer3DModel
+
+    torch.manual_seed(0)
+    model = VideoAsPromptTransformer3DModel(**CONFIG)
+    save_file(
+        {name: weight.contiguous() for name, weight in model.state_dict().items()}, folder / "weights.safetensors"
+    )
+    inputs = {
+        "noise": torch.randn(LATENT_SHAPE),
+        "condition": torch.randn(1, 20, *LATENT_SHAPE[2:]),
+        "reference": torch.randn(1, 36, *LATENT_SHAPE[2:]),
+        "image": torch.randn(1, 257, IMAGE_DIM),
+        "reference_image": torch.randn(1, 257, IMAGE_DIM),
+    }
+    for branch, rows in TEXT_ROWS.items():
+        for stream in ("target", "reference"):
+            inputs[f"{branch}_{stream}"] = torch.randn(1, rows, TEXT_DIM)
+    save_file(inputs, folder / "inputs.safetensors")
+
+
+def pad(text: Tensor) -> Tensor:
+    """Fill a text (1, n, dim) up to 512 rows with zeros."""
+    return torch.nn.functional.pad(text, (0, 0, 0, 512 - text.shape[1]))
+
+
+def sigmas(steps: int) -> list[float]:
+    """Give an even schedule from 1 to 0."""
+    return [1 - index / steps for index in range(steps + 1)]
+
+
+def timesteps(steps: int) -> Tensor:
+    """Give the timesteps of a schedule."""
+    return torch.tensor([sigma * 1000 for sigma in sigmas(steps)[:-1]])
+
+
+def build_studio(weights: dict[str, Tensor], inputs: dict[str, Tensor], dtype: torch.dtype) -> Callable[[int], Predict]:
+    """Give the project's own network."""
+    from pipeline.conditioning import Conditions, Texts, TextStates
+    from pipeline.denoise import prepare_request
+    from pipeline.transformer import VideoAsPromptTransformer3DModel, fold_padding
+
+    with torch.device("meta"):
+        model = VideoAsPromptTransformer3DModel(**CONFIG)
+    model.load_state_dict(weights, assign=True)
+    cast(model, dtype, VideoAsPromptTransformer3DModel._keep_in_fp32_modules)
+
+    def texts(branch: str) -> Texts:
+        return Texts(
+            *(TextStates(*fold_padding(inputs[f"{branch}_{stream}"], 512)) for stream in ("target", "reference"))
+        )
+
+    conditions = Conditions(
+        texts("positive"),
+        texts("negative"),
+        inputs["image"],
+        inputs["reference_image"],
+        inputs["condition"],
+        inputs["reference"],
+    )
+
+    def begin(steps: int) -> Predict:
+        request = prepare_request(model, conditions, timesteps(steps), inputs["noise"])
+
+        def predict(index: int, latents: Tensor) -> Tensor:
+            return model(torch.cat([latents, inputs["condition"]], dim=1).to(dtype), request.times.at(index), request)
+
+        return predict
+
+    return begin
+
+
+def build_reference(
+    weights: dict[str, Tensor], inputs: dict[str, Tensor], dtype: torch.dtype
+) -> Callable[[int], Predict]:
+    """Give the reference implementation's network, out of its own diffusers."""
+    module = importlib.import_module("diffusers.models.transformers.transformer_wan_mot")
+    with torch.device("meta"):
+        model = module.WanTransformer3DMOTModel(**CONFIG)
+    model.load_state_dict(weights, assign=True)
+    # its rotary table is no buffer, so it was made on the meta device as well
+    model.rope = type(model.rope)(128, model.config.patch_size, model.config.rope_max_seq_len)
+    cast(model, dtype, ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"))
+    given = {name: tensor.to(dtype) for name, tensor in inputs.items()}
+
+    def begin(steps: int) -> Predict:
+        times = timesteps(steps)
+
+        def predict(index: int, latents: Tensor) -> Tensor:
+            model_input = torch.cat([latents, inputs["condition"]], dim=1).to(dtype)
+            return torch.cat(
+                [
+                    model(
+                        hidden_states=model_input,
+                        timestep=times[index : index + 1],
+                        encoder_hidden_states=pad(given[f"{branch}_target"]),
+                        encoder_hidden_states_image=given["image"],
+                        hidden_states_mot_ref=given["reference"],
+                        timestep_list_mot_ref=[torch.ones(1)],
+                        encoder_hidden_states_mot_ref=pad(given[f"{branch}_reference"]),
+                        encoder_hidden_states_image_mot_ref=given["reference_image"],
+                        return_dict=False,
+                    )[0]
+                    for branch in TEXT_ROWS
+                ]
+            )
+
+        return predict
+
+    return begin
+
+
+def build_diffsynth(
+    weights: dict[str, Tensor], inputs: dict[str, Tensor], dtype: torch.dtype
+) -> Callable[[int], Predict]:
+    """Give DiffSynth-Studio's network."""
+    pipeline = import_with_stand_ins("diffsynth.pipelines.wan_video")
+    converters = "diffsynth.utils.state_dict_converters.wan_video_"
+    base = {name: weight for name, weight in weights.items() if "_mot_ref" not in name}
+    sizes = {"dim": HEADS * 128, "num_heads": HEADS, "ffn_dim": FFN_DIM, "freq_dim": FREQ_DIM, "text_dim": TEXT_DIM}
+    convert = importlib.import_module(converters + "dit").WanVideoDiTFromDiffusers
+    dit = pipeline.WanModel(
+        in_dim=36, out_dim=16, eps=1e-6, patch_size=(1, 2, 2), num_layers=LAYERS, has_image_input=True, **sizes
+    )
+    dit.load_state_dict(convert(base))
+    expert = pipeline.MotWanModel(mot_layers=tuple(EXPERTS), **sizes)
+    convert = importlib.import_module(converters + "mot").WanVideoMotStateDictConverter
+    expert.load_state_dict(convert({name: weight for name, weight in weights.items() if "_mot_ref" in name}))
+    dit, expert = dit.to(dtype).eval(), expert.to(dtype).eval()
+    given = {name: tensor.to(dtype) for name, tensor in inputs.items()}
+
+    def begin(steps: int) -> Predict:
+        times = timesteps(steps)
+
+        def predict(index: int, latents: Tensor) -> Tensor:
+            return torch.cat(
+                [
+                    pipeline.model_fn_wan_video(
+                        dit,
+                        vap=expert,
+                        latents=latents.to(dtype),
+                        timestep=times[index : index + 1].to(dtype),
+                        context=pad(given[f"{branch}_target"]),
+                        clip_feature=given["image"],
+                        y=given["condition"],
+                        vap_hidden_state=given["reference"],
+                        vap_clip_feature=given["reference_image"],
+                        context_vap=pad(given[f"{branch}_reference"]),
+                    )
+                    for branch in TEXT_ROWS
+                ]
+            )
+
+        return predict
+
+    return begin
+
+
+def import_with_stand_ins(name: str) -> Any:
+    """Import a module; packages that it wants and that are missing (for video files and downloads) stay empty."""
+    while True:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            missing = str(error.name)
+            if missing.startswith(("diffsynth", "einops")):
+                raise
+            sys.modules[missing] = MagicMock(__path__=[], __spec__=ModuleSpec(missing, None))
+
+
+def cast(model: torch.nn.Module, dtype: torch.dtype, kept: Any) -> None:
+    """Convert weights in place; those with one of the kept names in their path stay float32."""
+    for name, weight in model.named_parameters():
+        if not set(name.split(".")) & set(kept):
+            weight.data = weight.data.to(dtype)
+    model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def run(begin: Callable[[int], Predict], noise: Tensor, steps: int) -> Tensor:
+    """Run the whole loop: preparation, and guided Euler steps."""
+    latents, levels = noise, sigmas(steps)
+    predict = begin(steps)
+    for index in range(steps):
+        positive, negative = predict(index, latents).float().chunk(2)
+        velocity = negative + GUIDANCE * (positive - negative)
+        latents = latents + (levels[index + 1] - levels[index]) * velocity
+    return latents
+
+
+def resident_mb(peak: bool) -> float:
+    """Give the process's memory, or its peak since `reset_peak`, in MB (Linux)."""
+    wanted = "VmHWM:" if peak else "VmRSS:"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(wanted))
+
+
+def reset_peak() -> None:
+    """Let the peak begin anew (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def main() -> None:
+    """Build the contender that was asked for; then run the loop for every line on standard input."""
+    name, folder, output, dtype_name, steps = sys.argv[1:]
+    torch.set_num_threads(1)
+    if name == "write":
+        write(Path(folder))
+        return
+    builders = {"studio": build_studio, "reference": build_reference, "diffsynth": build_diffsynth}
+    inputs = load_file(Path(folder) / "inputs.safetensors")
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not mix with the answers
+    begin = builders[name](load_file(Path(folder) / "weights.safetensors"), inputs, getattr(torch, dtype_name))
+    run(begin, inputs["noise"], 1)
+    print("{}", file=answers, flush=True)
+    for _ in sys.stdin:
+        reset_peak()
+        loaded, began = resident_mb(peak=False), time.process_time()
+        latents = run(begin, inputs["noise"], int(steps))
+        figures = {"cpu_s": time.process_time() - began, "peak_mb": resident_mb(peak=True) - loaded}
+        torch.save(latents, output)
+        print(json.dumps(figures), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,428 @@
+"""This machine, and how a model runs on it: looks at the hardware, predicts time and memory, and picks a profile.
+
+A profile says in which format the weights lie and where they wait while they are not needed. The numbers it is picked
+by are `pipeline.estimate`'s; `pipeline.profiles` carries it out.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from pipeline.errors import ModelError
+from pipeline.estimate import (
+    BYTES_PER_WEIGHT,
+    ModelShape,
+    WeightFormat,
+    Workload,
+    activation_bytes,
+    coding_flop,
+    step_flop,
+    vae_bytes,
+)
+
+GIB = 2**30
+
+Device = Literal["cuda", "mps", "cpu"]
+Offload = Literal["none", "model", "stream", "sequential"]
+
+# Dense bf16 matrix products, TFLOP/s, by what a card's name contains: data sheets, but for the H100 what it reaches in
+# large products. Other devices are timed.
+CARD_TFLOPS: Mapping[str, float] = {
+    "B200": 2250,
+    "H200": 790,
+    "H100": 790,
+    "A100": 312,
+    "L40S": 362,
+    "RTX 6000 Ada": 362,
+    "RTX 5090": 209,
+    "RTX 4090": 165,
+    "RTX 4080": 97,
+    "RTX 4070": 58,
+    "RTX 4060": 44,
+    "RTX 3090": 71,
+    "RTX 3080": 59,
+    "RTX 3060": 25,
+    "L4": 121,
+    "A10": 125,
+}
+# Of that, what stock modules reach in this network: published 9.77 s a step of Wan2.1 14B, 81 frames, on an H100.
+EFFICIENCY = 0.44
+LINK_BYTES_PER_S = 25e9  # pinned memory to card, PCIe 4.0 x16
+UNPINNED_BYTES_PER_S = 10e9  # layer by layer without a stream of its own
+PREFETCH_COST = 1.04  # published for layer-wise prefetch on an H100
+NF4_COST = 1.15  # of unpacking 4 bits in every layer: an assumption until this machine has measured it
+
+CARD_OVERHEAD = 1.2e9  # CUDA's context, its libraries' workspaces
+FRAGMENTATION = 1.05  # of activations
+STREAMED_LAYERS = 3  # at once on the card: in use, on its way in, not yet released
+RAM_OVERHEAD = 3e9  # the program itself with torch loaded
+RAM_SHARE = 0.97  # of the machine's memory that may be planned with
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to work with. Bytes in all, not free at the moment: what a profile needs should not waver.
+
+    card_bytes: memory of one card, 0 without one. capability: CUDA's, such as (9, 0). tflops: dense products in the
+    format the device computes in (bf16, float32 on a CPU). packages: those installed of the ones profiles need.
+    """
+
+    device: Device
+    name: str
+    card_bytes: int
+    capability: tuple[int, int]
+    cards: int
+    ram_bytes: int
+    disk_bytes: int
+    tflops: float
+    packages: frozenset[str] = frozenset()
+
+    @property
+    def description(self) -> str:
+        """Say in a few words what this is."""
+        ram = f"{spell_bytes(self.ram_bytes)} of RAM"
+        if self.device != "cuda":
+            return f"{self.name}, {ram}"
+        count = f"{self.cards} x " if self.cards > 1 else ""
+        return f"{count}{self.name} with {spell_bytes(self.card_bytes)}, {ram}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How weights lie and wait.
+
+    weights: of the transformer's blocks. exact: whether results are the plain run's numbers.
+    offload: none: all stay on the device. model: one part at a time is there. stream: layer by layer, the next fetched
+    while one computes. sequential: layer by layer, one after the other.
+    package: what has to be installed for it.
+    """
+
+    name: str
+    weights: WeightFormat
+    offload: Offload
+    exact: bool
+    devices: tuple[Device, ...]
+    title: str
+    package: str | None = None
+
+
+# In the order of preference: exact before approximate, then fast before slow.
+PROFILES: tuple[Profile, ...] = (
+    Profile("float32", "float32", "none", True, ("cpu",), "all weights in float32"),
+    Profile("resident", "bf16", "none", True, ("cuda", "mps"), "all weights stay on the device"),
+    Profile("model", "bf16", "model", True, ("cuda",), "one part of the model at a time on the card"),
+    Profile("stream", "bf16", "stream", True, ("cuda",), "each layer is fetched while the one before it computes"),
+    Profile("bf16", "bf16", "none", False, ("cpu",), "all weights in bf16, which takes half the memory"),
+    Profile("fp8", "fp8", "model", False, ("cuda",), "weights stored in 8 bits, one part of the model at a time"),
+    Profile("fp8-stream", "fp8", "stream", False, ("cuda",), "weights stored in 8 bits, each layer fetched in time"),
+    Profile("int8", "int8", "model", False, ("cuda",), "weights in 8-bit integers", package="torchao"),
+    Profile("nf4", "nf4", "model", False, ("cuda",), "weights in 4 bits", package="bitsandbytes"),
+    Profile("sequential", "bf16", "sequential", True, ("cuda",), "one layer at a time on the card, which is slow"),
+    Profile("fp8-cpu", "fp8", "none", False, ("cpu",), "weights stored in 8 bits, computed with in float32"),
+    Profile("int8-cpu", "int8", "none", False, ("cpu",), "weights in 8-bit integers", package="torchao"),
+)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What this machine's finished runs taught, as measured over predicted: a step, the rest, the card's memory."""
+
+    step: float = 1.0
+    rest: float = 1.0
+    card: float = 1.0
+    runs: int = 0
+
+
+NO_CORRECTION = Correction()
+Corrections = Mapping[str, Correction]  # by the profile's name
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes. seconds: all of it; step_s: one denoising step. card_bytes, ram_bytes: at the peak."""
+
+    seconds: float
+    step_s: float
+    card_bytes: int
+    ram_bytes: int
+    disk_bytes: int
+    tiled: bool
+    correction: Correction = NO_CORRECTION
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A profile for a workload, what it takes, and why it is this one, as a sentence."""
+
+    profile: Profile
+    estimate: Estimate
+    reason: str
+
+
+def look_at_machine(folder: Path, torch: Any = None) -> Machine:
+    """Look at this machine. folder: on the disk that counts. torch: the module, or what stands in for it in a test."""
+    if torch is None:
+        import torch
+    ram, disk = _ram_bytes(), psutil.disk_usage(str(_existing(folder))).free
+    packages = frozenset(name for name in ("torchao", "bitsandbytes") if find_spec(name))
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        capability, cards = (properties.major, properties.minor), torch.cuda.device_count()
+        tflops = _known_tflops(properties.name) or measure_tflops(torch, "cuda")
+        return Machine("cuda", properties.name, properties.total_memory, capability, cards, ram, disk, tflops, packages)
+    device: Device = "mps" if torch.backends.mps.is_available() else "cpu"
+    name = f"{os.cpu_count()} processor cores" if device == "cpu" else f"Apple {platform.processor()}"
+    return Machine(device, name, 0, (0, 0), 0, ram, disk, measure_tflops(torch, device), packages)
+
+
+def _ram_bytes() -> int:
+    """Give the memory this process may use: the machine's, or the container's limit."""
+    total = psutil.virtual_memory().total
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.parent)
+
+
+def _known_tflops(name: str) -> float | None:
+    return next((tflops for part, tflops in CARD_TFLOPS.items() if part in name), None)
+
+
+def measure_tflops(torch: Any, device: Device) -> float:
+    """Time a product of two matrices, the best of three, in the format the device computes in: TFLOP/s."""
+    size, dtype = (1024, torch.float32) if device == "cpu" else (4096, torch.bfloat16)
+    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    best = min(_time_product(torch, matrix, device) for _ in range(3))
+    return 2 * size**3 / best / 1e12
+
+
+def _time_product(torch: Any, matrix: Any, device: Device) -> float:
+    started = time.perf_counter()
+    product = matrix @ matrix
+    if device != "cpu":
+        product[0, 0].item()  # waits until it is there
+    return max(time.perf_counter() - started, 1e-9)
+
+
+def predict(
+    machine: Machine, profile: Profile, shape: ModelShape, load: Workload, correction: Correction = NO_CORRECTION
+) -> Estimate:
+    """Predict a run. Frames are decoded in tiles where a whole frame at a time would not fit."""
+    whole = _memory(machine, profile, shape, load, tiled=False)
+    tiled = _exceeds(machine, _corrected(whole, machine, correction))
+    memory = _memory(machine, profile, shape, load, tiled=True) if tiled else whole
+    card, ram = _corrected(memory, machine, correction)
+
+    speed = machine.tflops * 1e12 * EFFICIENCY
+    step_s = _step_s(profile, shape, step_flop(shape, load) / speed) * correction.step
+    rest_s = (coding_flop(shape, load) / speed + _moving_s(profile, shape)) * correction.rest
+    seconds = step_s * load.num_inference_steps + rest_s
+    return Estimate(seconds, step_s, round(card), round(ram), _disk_bytes(shape, load), tiled, correction)
+
+
+def _step_s(profile: Profile, shape: ModelShape, compute_s: float) -> float:
+    loop_bytes = shape.loop_weights * BYTES_PER_WEIGHT[profile.weights]
+    if profile.weights == "nf4":
+        compute_s *= NF4_COST
+    match profile.offload:
+        case "stream":
+            return max(compute_s * PREFETCH_COST, loop_bytes / LINK_BYTES_PER_S)
+        case "sequential":
+            return compute_s + loop_bytes / UNPINNED_BYTES_PER_S
+        case _:
+            return compute_s
+
+
+def _moving_s(profile: Profile, shape: ModelShape) -> float:
+    """Give the time to bring every part to the card once, where they do not stay there."""
+    return 0.0 if profile.offload == "none" else sum(weight_bytes(profile, shape).values()) / UNPINNED_BYTES_PER_S
+
+
+def weight_bytes(profile: Profile, shape: ModelShape) -> dict[str, float]:
+    """Give the memory of each part's weights. Image encoder and VAE are always float32."""
+    text = 4 if profile.weights == "float32" else 2
+    return {
+        "transformer": shape.transformer_weights * BYTES_PER_WEIGHT[profile.weights],
+        "text_encoder": shape.encoders["text_encoder"] * text,
+        "image_encoder": shape.encoders["image_encoder"] * 4,
+        "vae": shape.encoders["vae"] * 4,
+    }
+
+
+def _memory(
+    machine: Machine, profile: Profile, shape: ModelShape, load: Workload, *, tiled: bool
+) -> tuple[float, float]:
+    """Give the peak on the card and in RAM."""
+    weights = weight_bytes(profile, shape)
+    element_bytes = 4 if machine.device == "cpu" and profile.weights != "bf16" else 2
+    loop = activation_bytes(shape, load, element_bytes) * FRAGMENTATION
+    coding = vae_bytes(shape, load, tiled=tiled) * FRAGMENTATION
+    match profile.offload:
+        case "none":
+            peak = sum(weights.values()) + max(loop, coding)
+        case "model":
+            peak = max(weights["transformer"] + loop, weights["vae"] + coding, *weights.values())
+        case _:
+            layer = shape.largest_layer * 2 * STREAMED_LAYERS
+            vocabulary = shape.largest_text_layer * 2
+            peak = max(layer + loop, weights["vae"] + coding, vocabulary)
+    if machine.device != "cuda":
+        return 0.0, peak + RAM_OVERHEAD
+    return peak + CARD_OVERHEAD, RAM_OVERHEAD + _ram_for_weights(profile, shape, weights)
+
+
+def _ram_for_weights(profile: Profile, shape: ModelShape, weights: Mapping[str, float]) -> float:
+    """Give the RAM that weights take: those that wait there, and the transformer while it is loaded, before a cast."""
+    loading = shape.transformer_weights * 2.0 if profile.weights == "fp8" else max(weights.values())
+    return loading if profile.offload == "none" else max(loading, sum(weights.values()))
+
+
+def _corrected(memory: tuple[float, float], machine: Machine, correction: Correction) -> tuple[float, float]:
+    card, ram = memory
+    return card * correction.card, ram * (1.0 if machine.device == "cuda" else correction.card)
+
+
+def _exceeds(machine: Machine, memory: tuple[float, float]) -> bool:
+    card, ram = memory
+    return card > machine.card_bytes or ram > machine.ram_bytes * RAM_SHARE
+
+
+def _disk_bytes(shape: ModelShape, load: Workload) -> int:
+    """Give what a job writes: its saved state, and three files of at most 1 bit a pixel."""
+    pixels = load.num_frames * load.height * load.width
+    latents = pixels / shape.temporal_stride / shape.spatial_stride**2 * shape.out_channels * 4
+    return round(2 * 4 * latents + 3 * pixels / 8)  # the latents, and three of the solver; two states for a moment
+
+
+def fits(machine: Machine, estimate: Estimate) -> bool:
+    """Say whether a run fits the machine's memory and disk."""
+    memory = (estimate.card_bytes, estimate.ram_bytes)
+    return not _exceeds(machine, memory) and estimate.disk_bytes <= machine.disk_bytes
+
+
+def list_profiles(machine: Machine, weights: WeightFormat | None = None) -> list[Profile]:
+    """Give the profiles this machine can work in, best first. weights: only those of this format."""
+    return [
+        profile
+        for profile in PROFILES
+        if machine.device in profile.devices
+        and weights in (None, profile.weights)
+        and (profile.package is None or profile.package in machine.packages)
+    ]
+
+
+def find_profile(name: str, machine: Machine) -> Profile:
+    """Give a profile by its name. Raises ModelError, naming those there are, when this machine cannot work in it."""
+    for profile in PROFILES:
+        if profile.name == name and machine.device in profile.devices:
+            if profile.package is not None and profile.package not in machine.packages:
+                message = f"The profile “{name}” needs the package {profile.package}; pip install {profile.package}."
+                raise ModelError(message, "profile")
+            return profile
+    names = ", ".join(profile.name for profile in list_profiles(machine))
+    raise ModelError(f"There is no profile “{name}” for {machine.description}; try auto, {names}.", "profile")
+
+
+def choose_profile(
+    machine: Machine,
+    shape: ModelShape,
+    load: Workload,
+    *,
+    among: Sequence[Profile] | None = None,
+    corrections: Corrections | None = None,
+) -> Plan:
+    """Pick the first profile in which a workload fits. among: the profiles to pick from, best first; None: all.
+
+    Raises ModelError, saying what is missing, and which other profile would fit, when it fits in none of them.
+    """
+    corrections = corrections or {}
+    all_profiles = list_profiles(machine)
+    given = all_profiles if among is None else among
+    tried: list[tuple[Profile, Estimate]] = []
+    for profile in given:
+        estimate = predict(machine, profile, shape, load, corrections.get(profile.name, NO_CORRECTION))
+        if fits(machine, estimate):
+            return Plan(profile, estimate, _reason(machine, shape, profile, estimate, tried))
+        tried.append((profile, estimate))
+    others = [profile for profile in all_profiles if profile not in given]
+    raise ModelError(_refusal(machine, shape, load, tried, others, corrections), "profile")
+
+
+def _reason(
+    machine: Machine, shape: ModelShape, profile: Profile, estimate: Estimate, tried: list[tuple[Profile, Estimate]]
+) -> str:
+    """Say why it is this profile: what it does, what it takes, and what the one before it would have taken."""
+    weights = spell_bytes(sum(weight_bytes(profile, shape).values()))
+    title = f"{profile.title[0].upper()}{profile.title[1:]}"
+    chosen = f"{title}. The weights take {weights}, a run {spell_needs(machine, estimate)}"
+    if not tried:
+        return f"{chosen}, and this machine has that."
+    better, missed = tried[-1]
+    there = _spell_owned(machine, missed)
+    return f"{chosen}; “{better.name}” would take {spell_needs(machine, missed)}, and there is {there}."
+
+
+def _refusal(
+    machine: Machine,
+    shape: ModelShape,
+    load: Workload,
+    tried: list[tuple[Profile, Estimate]],
+    others: Sequence[Profile],
+    corrections: Corrections,
+) -> str:
+    name, nearest = min(
+        ((profile.name, estimate) for profile, estimate in tried), key=lambda entry: _excess(machine, entry[1])
+    )
+    size = f"{load.num_frames} frames of {load.width} x {load.height}"
+    message = (
+        f"{size} do not fit this machine: in the profile “{name}” they take {spell_needs(machine, nearest)}, and there "
+        f"is {_spell_owned(machine, nearest)}"
+    )
+    for profile in others:
+        estimate = predict(machine, profile, shape, load, corrections.get(profile.name, NO_CORRECTION))
+        if fits(machine, estimate):
+            return f"{message}; the profile “{profile.name}” would fit."
+    return f"{message}."
+
+
+def _excess(machine: Machine, estimate: Estimate) -> float:
+    """Give by how many times a run takes more than there is of what is scarcest."""
+    card = estimate.card_bytes / machine.card_bytes if machine.card_bytes else 0.0
+    return max(card, estimate.ram_bytes / machine.ram_bytes, estimate.disk_bytes / max(machine.disk_bytes, 1))
+
+
+def spell_needs(machine: Machine, estimate: Estimate) -> str:
+    """Say what memory a run takes, and how much disk where that is the trouble."""
+    words = [f"{spell_bytes(estimate.card_bytes)} on the card"] if machine.device == "cuda" else []
+    words.append(f"{spell_bytes(estimate.ram_bytes)} of RAM")
+    if estimate.disk_bytes > machine.disk_bytes:
+        words.append(f"{spell_bytes(estimate.disk_bytes)} of disk")
+    return " and ".join(words)
+
+
+def _spell_owned(machine: Machine, estimate: Estimate) -> str:
+    words = [f"{spell_bytes(machine.card_bytes)} on the card"] if machine.device == "cuda" else []
+    words.append(f"{spell_bytes(machine.ram_bytes)} of RAM")
+    if estimate.disk_bytes > machine.disk_bytes:
+        words.append(f"{spell_bytes(machine.disk_bytes)} of free disk")
+    return ", ".join(words)
+
+
+def spell_bytes(count: float) -> str:
+    """Say an amount of memory in the unit it is sold in: 2^30 bytes as GB."""
+    gib = count / GIB
+    if gib >= 9.95:
+        return f"{gib:.0f} GB"
+    return f"{gib:.1f} GB" if gib >= 0.95 else f"{max(1, round(count / 2**20))} MB"

@@ -1,0 +1,45 @@
+"""The memory that a computation holds at its peak, counted on torch's meta device: no data, any size."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class _Counter(TorchDispatchMode):
+    """Counts the storages that are alive, but for those of the weights."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._live = {tensor.untyped_storage()._cdata for tensor in model.state_dict(keep_vars=True).values()}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._live:
+            return
+        self._live.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._live.discard(key)
+        self.now -= size
+
+
+def peak_bytes(model: torch.nn.Module, run: Callable[[], Any]) -> int:
+    """Run something on the meta device. Gives the most bytes that were alive at once beside the model's weights."""
+    with torch.no_grad(), _Counter(model) as counter:
+        run()
+    return counter.peak

@@ -1,0 +1,43 @@
+"""One rank of `test_parallel.py`: rank 0 makes a video, stops one, makes it again; the other follows."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from pipeline import VideoAsPromptPipeline, parallel
+from tests.pipeline.conftest import GOLDEN, read_golden
+
+RUNS = 2
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    parallel.join()
+    pipe = VideoAsPromptPipeline.from_pretrained(GOLDEN / "tiny_vap")
+    parallel.share_out(pipe)
+    tokens: list[int] = []
+    block = pipe.transformer.blocks[0].attn1.to_q
+    block.register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[1]))
+    if parallel.is_leader():
+        golden = read_golden("pipeline_a")
+        arguments = golden.arguments() | {"latents": golden["in.start_noise"], "output_type": "latent"}
+        pipe(**arguments, callback_on_step_end=stop)
+        torch.save(pipe(**arguments).frames, sys.argv[1])
+    else:
+        for _ in range(RUNS):
+            parallel.take_part(pipe)
+    counts: list[int | None] = [None, None]
+    dist.all_gather_object(counts, tokens[0])
+    Path(sys.argv[1]).with_suffix(".json").write_text(json.dumps(counts))
+    dist.destroy_process_group()
+
+
+def stop(pipe: VideoAsPromptPipeline, index: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
+    pipe._interrupt = True
+
+
+if __name__ == "__main__":
+    main()

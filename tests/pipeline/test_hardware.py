@@ -1,0 +1,182 @@
+"""Which profile a machine gets, what it is told about it, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ModelError
+from pipeline.estimate import ModelShape, Workload
+from pipeline.hardware import (
+    GIB,
+    PROFILES,
+    Correction,
+    Machine,
+    choose_profile,
+    find_profile,
+    fits,
+    list_profiles,
+    look_at_machine,
+    predict,
+    spell_bytes,
+)
+from tests.pipeline.machines import card, processor
+
+RELEASED = ModelShape()
+USUAL = Workload(480, 832, 49, 50)
+LARGE = Workload(720, 1280, 81, 50)
+SMALL = Workload(480, 832, 17, 50)
+BY_NAME = {profile.name: profile for profile in PROFILES}
+
+
+@pytest.mark.parametrize(
+    ("machine", "load", "profile"),
+    [
+        (card(80), USUAL, "resident"),
+        (card(80), LARGE, "model"),
+        (card(48), SMALL, "model"),
+        (card(48), USUAL, "stream"),
+        (card(24), USUAL, "stream"),
+        (card(24, ram_gib=48), USUAL, "fp8-stream"),
+        (card(24, ram_gib=32, packages=frozenset({"bitsandbytes"})), USUAL, "nf4"),
+        (card(16), USUAL, "stream"),
+        (card(12), SMALL, "stream"),
+        (card(8), SMALL, "stream"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_machine_gets_the_best_profile_that_fits(machine: Machine, load: Workload, profile: str) -> None:
+    """Exact before approximate, fast before slow; what the plan takes is there."""
+    plan = choose_profile(machine, RELEASED, load)
+
+    assert plan.profile.name == profile
+    assert fits(machine, plan.estimate)
+
+
+def test_a_plan_says_why() -> None:
+    """The reason names what the profile takes, and what the better one would have taken."""
+    reason = choose_profile(card(24), RELEASED, USUAL).reason
+
+    assert reason.startswith(
+        "Each layer is fetched while the one before it computes. The weights take 52 GB, a run 12 GB"
+    )
+    assert "“model” would take 50 GB on the card" in reason
+    assert "there is 24 GB on the card, 128 GB of RAM" in reason
+
+
+def test_what_cannot_fit_is_refused_with_what_would() -> None:
+    """A profile that a person chose, on a card too small for it: another profile is named."""
+    machine = card(24)
+
+    with pytest.raises(ModelError) as refusal:
+        choose_profile(machine, RELEASED, USUAL, among=[BY_NAME["resident"]])
+
+    assert "in the profile “resident” they take 63 GB on the card" in refusal.value.message
+    assert refusal.value.message.endswith("the profile “stream” would fit.")
+
+
+def test_what_fits_in_no_profile_is_refused_with_what_is_missing() -> None:
+    """The 14B on a machine without a card and with little RAM."""
+    with pytest.raises(ModelError, match=r"take \d+ GB of RAM, and there is 16 GB of RAM\.$"):
+        choose_profile(processor(), RELEASED, USUAL)
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "sentence"),
+    [
+        (
+            "fast",
+            card(24),
+            r"no profile “fast” for Card 24 with 24 GB, 128 GB of RAM; try auto, resident, model",
+        ),
+        ("stream", processor(), r"no profile “stream” for 2 processor cores"),
+        ("nf4", card(24), r"needs the package bitsandbytes; pip install bitsandbytes"),
+    ],
+)
+def test_a_profile_that_is_not_to_be_had_is_refused(name: str, machine: Machine, sentence: str) -> None:
+    """The sentence names those there are, or the package that is missing."""
+    with pytest.raises(ModelError, match=sentence):
+        find_profile(name, machine)
+
+
+def test_quantized_profiles_are_offered_only_with_their_package() -> None:
+    """Nobody is given a profile by itself that could not be loaded."""
+    without = {profile.name for profile in list_profiles(card(24))}
+    with_both = {profile.name for profile in list_profiles(card(24, packages=frozenset({"torchao", "bitsandbytes"})))}
+
+    assert with_both - without == {"int8", "nf4"}
+
+
+def test_prefetching_hides_the_streaming_where_computing_takes_longer() -> None:
+    """On a 4090 a step in the stream profile takes 4 % more than with all weights there; one after the other, more."""
+    seconds = {name: predict(card(24), BY_NAME[name], RELEASED, USUAL).step_s for name in ("resident", "stream")}
+    seconds["sequential"] = predict(card(24), BY_NAME["sequential"], RELEASED, USUAL).step_s
+
+    assert seconds["stream"] == pytest.approx(1.04 * seconds["resident"])
+    assert seconds["sequential"] == pytest.approx(seconds["resident"] + 29.4 / 10, rel=0.01)
+
+
+def test_a_step_takes_no_less_than_the_streaming() -> None:
+    """However fast a card computes, 29.4 GB at 25 GB/s take 1.18 s."""
+    assert predict(card(24, tflops=1e6), BY_NAME["stream"], RELEASED, USUAL).step_s == pytest.approx(1.18, rel=0.01)
+
+
+def test_frames_are_decoded_in_tiles_only_where_they_have_to_be() -> None:
+    """Tiles blend: whole frames are the model's own numbers."""
+    size = Workload(720, 1280, 17, 50)
+
+    assert not predict(card(24), BY_NAME["stream"], RELEASED, size).tiled
+    assert predict(card(16), BY_NAME["stream"], RELEASED, size).tiled
+
+
+def test_what_runs_taught_corrects_the_estimate() -> None:
+    """Steps, the rest and the card's memory have a factor each."""
+    profile, taught = BY_NAME["resident"], Correction(step=2.0, rest=3.0, card=1.1, runs=4)
+
+    plain, corrected = predict(card(80), profile, RELEASED, USUAL), predict(card(80), profile, RELEASED, USUAL, taught)
+
+    assert corrected.step_s == pytest.approx(2 * plain.step_s)
+    rest = plain.seconds - 50 * plain.step_s
+    assert corrected.seconds == pytest.approx(100 * plain.step_s + 3 * rest)
+    assert corrected.card_bytes == pytest.approx(1.1 * plain.card_bytes)
+
+
+def test_a_full_disk_is_a_reason_to_refuse() -> None:
+    """Memory alone does not make a video."""
+    machine = replace(card(80), disk_bytes=10**6)
+
+    with pytest.raises(ModelError, match="1 MB of free disk"):
+        choose_profile(machine, RELEASED, USUAL)
+
+
+def fake_torch(name: str = "", memory: int = 0, *, mps: bool = False) -> Any:
+    properties = SimpleNamespace(name=name, total_memory=memory, major=9, minor=0)
+    cuda = SimpleNamespace(
+        is_available=lambda: bool(name), get_device_properties=lambda index: properties, device_count=lambda: 8
+    )
+    return SimpleNamespace(cuda=cuda, backends=SimpleNamespace(mps=SimpleNamespace(is_available=lambda: mps)))
+
+
+def test_cards_are_seen(tmp_path: Path) -> None:
+    """Name, memory, capability, number, and the speed of a known kind."""
+    machine = look_at_machine(tmp_path, fake_torch("NVIDIA H100 80GB HBM3", 79 * GIB))
+
+    assert (machine.device, machine.card_bytes, machine.capability, machine.cards) == ("cuda", 79 * GIB, (9, 0), 8)
+    assert machine.tflops == 790
+    assert machine.description.startswith("8 x NVIDIA H100 80GB HBM3 with 79 GB")
+
+
+def test_this_machine_is_seen(tmp_path: Path) -> None:
+    """Whatever it is, it has memory, disk and speed, also when the folder is yet to be made."""
+    machine = look_at_machine(tmp_path / "not" / "there")
+
+    assert min(machine.ram_bytes, machine.disk_bytes) > 0
+    assert machine.tflops > 0
+
+
+@pytest.mark.parametrize(("count", "words"), [(3 * 2**20, "3 MB"), (1.5 * GIB, "1.5 GB"), (23.6 * GIB, "24 GB")])
+def test_memory_is_spelt_as_it_is_sold(count: float, words: str) -> None:
+    """2^30 bytes are a GB here, as on the card's box."""
+    assert spell_bytes(count) == words

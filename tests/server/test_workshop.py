@@ -1,0 +1,63 @@
+"""What a job tells while it waits for its model."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.model_progress import ModelProgress
+from pipeline.spec import ModelFacts
+from server import workshop
+from server.job import News
+from server.workshop import Model
+from tests.server.fake_generation import FakeGeneration, make_files, make_request, make_workshop
+
+GB = 10**9
+
+
+@pytest.fixture
+def wait_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[ModelProgress | None]], list[News]]:
+    """Run a job while its model is as far as each of these tells, one after another; give the job's news."""
+    monkeypatch.setattr(workshop, "LOADING_POLL_S", 0.01)
+    is_loaded = threading.Event()
+
+    def load() -> Model:
+        is_loaded.wait(20)
+        return None, ModelFacts("fake", num_inference_steps=3)
+
+    def run(told: list[ModelProgress | None]) -> list[News]:
+        news: list[News] = []
+
+        def how_far() -> ModelProgress | None:
+            if not told:
+                is_loaded.set()
+            return told.pop(0) if told else None
+
+        shop = make_workshop(tmp_path, make_files(tmp_path), FakeGeneration(), load=load, how_far=how_far)
+        outcome = shop.run("id", make_request(), None, news.append)
+        assert outcome.error is None
+        return news
+
+    return run
+
+
+def test_a_job_that_waits_tells_how_far_its_model_is(
+    wait_for: Callable[[list[ModelProgress | None]], list[News]],
+) -> None:
+    """Every look is told, so that the page goes on; the log has a line for each hundredth."""
+    news = wait_for(
+        [
+            None,
+            ModelProgress("downloading", 6 * GB, 60 * GB),
+            ModelProgress("downloading", 6 * GB + 1, 60 * GB),
+            ModelProgress("downloading", 30 * GB, 60 * GB),
+            ModelProgress("loading", 3, 7),
+        ]
+    )
+
+    shown = [(each.progress.stage, each.progress.step) for each in news if each.progress.total != 1]
+    assert shown[:3] == [("downloading", 6 * GB), ("downloading", 6 * GB + 1), ("downloading", 30 * GB)]
+    lines = [line.message for line in news[-1].logs]
+    told = ["downloading 6.0 of 60.0 GB", "downloading 30.0 of 60.0 GB", "loading 3 of 7"]
+    assert lines[:6] == ["fetching", "loading", *told, "encoding"]

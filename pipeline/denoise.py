@@ -1,6 +1,8 @@
 """The denoising loop: schedule, guidance, steps. It takes conditions and noise and gives latents."""
 
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import FirstBlockCacheConfig
 from torch import Tensor
 
 from pipeline.conditioning import Conditions, TextStates
@@ -78,6 +81,22 @@ def apply_guidance(noise_pred: Tensor, noise_uncond: Tensor, guidance_scale: flo
     return noise_uncond + guidance_scale * (noise_pred - noise_uncond)
 
 
+@dataclass(frozen=True)
+class Approximations:
+    """What makes the loop quicker and its result another one; the defaults are exact.
+
+    cache_threshold: 0 to 1; a step whose first block changes by less than this share repeats what the other blocks
+        added in the step before (first-block cache, as diffusers has it); 0 never does.
+    guided_share: 0 to 1, of the steps that are guided, the first ones; the others follow the texts alone.
+    """
+
+    cache_threshold: float = 0.0
+    guided_share: float = 1.0
+
+
+EXACT = Approximations()
+
+
 def denoise(
     transformer: VideoAsPromptTransformer3DModel,
     scheduler: Any,
@@ -85,6 +104,7 @@ def denoise(
     latents: Tensor,
     guidance_scale: float,
     resume_from: LoopState | None = None,
+    approximations: Approximations = EXACT,
 ) -> Iterator[DenoisingStep]:
     """Denoise step by step, giving the latents after each.
 
@@ -100,18 +120,36 @@ def denoise(
             setattr(scheduler, name, _to_device(value, latents.device))
     condition_latents = _spread(conditions.condition_latents, latents, transformer.dtype)
     request = prepare_request(transformer, conditions, scheduler.timesteps, latents)
-    for index, timestep in list(enumerate(scheduler.timesteps))[done:]:
-        model_input = torch.cat([latents.to(transformer.dtype), condition_latents], dim=1)
-        with transformer.cache_context("denoise"):
-            # float32: some schedulers return the prediction's type, and latents must not lose precision over the steps
-            noise_pred = transformer(model_input, request.times.at(index), request).float()
-        if conditions.negative is not None:
-            noise_pred, noise_uncond = noise_pred.chunk(2)
-            noise_pred = apply_guidance(noise_pred, noise_uncond, guidance_scale)
-        latents = scheduler.step(noise_pred, timestep, latents, return_dict=False)[0]
-        step = DenoisingStep(index, total, timestep, latents, scheduler)
-        yield step
-        latents = step.latents
+    guided_steps = 0 if conditions.negative is None else math.ceil(total * approximations.guided_share)
+    with _first_block_cache(transformer, approximations.cache_threshold):
+        for index, timestep in list(enumerate(scheduler.timesteps))[done:]:
+            if index == guided_steps:
+                request = request.first_rows(len(latents))
+                transformer._reset_stateful_cache()  # it holds both branches
+            model_input = torch.cat([latents.to(transformer.dtype), condition_latents], dim=1)
+            with transformer.cache_context("denoise"):
+                # float32: some schedulers return the prediction's type, and latents must not lose precision
+                noise_pred = transformer(model_input, request.times.at(index), request).float()
+            if index < guided_steps:
+                noise_pred, noise_uncond = noise_pred.chunk(2)
+                noise_pred = apply_guidance(noise_pred, noise_uncond, guidance_scale)
+            latents = scheduler.step(noise_pred, timestep, latents, return_dict=False)[0]
+            step = DenoisingStep(index, total, timestep, latents, scheduler)
+            yield step
+            latents = step.latents
+
+
+@contextmanager
+def _first_block_cache(transformer: VideoAsPromptTransformer3DModel, threshold: float) -> Iterator[None]:
+    """Let steps that change little repeat the one before, for the time of one run."""
+    if not threshold:
+        yield
+        return
+    transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+    try:
+        yield
+    finally:
+        transformer.disable_cache()
 
 
 def prepare_request(

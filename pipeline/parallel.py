@@ -17,7 +17,7 @@ from diffusers import ContextParallelConfig
 from torch import Tensor
 
 from pipeline.conditioning import Conditions
-from pipeline.denoise import DenoisingStep, LoopState
+from pipeline.denoise import Approximations, DenoisingStep, LoopState
 from pipeline.video_as_prompt import VideoAsPromptPipeline, run_alone
 
 IDLE = timedelta(days=365)  # how long followers wait for the next request
@@ -71,9 +71,10 @@ def lead(
     num_inference_steps: int,
     guidance_scale: float,
     resume_from: LoopState | None,
+    approximations: Approximations,
 ) -> Iterator[DenoisingStep]:
     """Run the denoising loop with all followers in step; ended early, they end too."""
-    arguments = (num_inference_steps, guidance_scale, resume_from)
+    arguments = (num_inference_steps, guidance_scale, resume_from, approximations)
     _send((conditions, latents.cpu(), *arguments))
     try:
         for step in run_alone(pipe, conditions, latents, *arguments):

@@ -198,5 +198,6 @@ def read_facts(name: str, folder: Path | None) -> ModelFacts:
     if folder is None:
         return ModelFacts(name)
     options = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    known = {field: options[field] for field in ("num_inference_steps", "render_size") if options.get(field)}
-    return ModelFacts(name, **known)
+    render_size = options.get("render_size")
+    steps = options.get("num_inference_steps", ModelFacts.num_inference_steps)
+    return ModelFacts(name, steps, tuple(render_size) if render_size else None)

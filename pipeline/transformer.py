@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import (
@@ -28,6 +29,7 @@ from diffusers.models.transformers.transformer_wan import (
     WanTransformerBlock,
 )
 from diffusers.utils import apply_lora_scale
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 REFERENCE_TIMESTEP = 1  # the reference is never noised; training gave it the schedule's last timestep
@@ -112,6 +114,20 @@ class RequestStates(NamedTuple):
     rotary: RotaryTable
     contexts: tuple[ContextStates, ...]
     references: tuple[ReferenceConditions | None, ...]
+
+    def first_rows(self, rows: int) -> "RequestStates":
+        """Give the same request for its first rows alone, such as those of the branch that follows the texts."""
+        references = (
+            reference and reference._replace(context=reference.context and _first_rows(reference.context, rows))
+            for reference in self.references
+        )
+        contexts = tuple(_first_rows(context, rows) for context in self.contexts)
+        return self._replace(contexts=contexts, references=tuple(references))
+
+
+def _first_rows(context: ContextStates, rows: int) -> ContextStates:
+    *states, bias = context
+    return ContextStates(*(part[:rows] for part in states), text_bias=None if bias is None else bias[:rows])
 
 
 class ReferenceAttention(NamedTuple):
@@ -351,6 +367,17 @@ class VideoAsPromptBlock(WanTransformerBlock):
         return _feed_forward(self.norm3_mot_ref, self.ffn_mot_ref, states, ffn_modulation)
 
 
+# For diffusers' caches (`enable_cache`): a skipped block hands both streams on as they came.
+TransformerBlockRegistry.register(
+    VideoAsPromptBlock,
+    TransformerBlockMetadata(
+        return_hidden_states_index=0,
+        return_encoder_hidden_states_index=1,
+        _cached_parameter_indices={"hidden_states": 0, "encoder_hidden_states": 1},  # ours is called the reference's
+    ),
+)
+
+
 # Norms, modulation, gates and the residual sums of self-attention and feed-forward run in float32, whatever the
 # weights' type, and return to it after each; only cross-attention's residual is added in the weights' type.
 
@@ -399,10 +426,11 @@ class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
         "scale_shift_table_mot_ref",
         "norm2_mot_ref",
     ]
-    # Tokens of both streams and their rotations are dealt out once each, as they are made; contexts stay whole. A rank's
-    # joint attention then holds its share of both streams, which together are all of them.
+    # Tokens of both streams and their rotations are dealt out once each, as they are made; contexts stay whole. All
+    # ranks together hold all tokens of both streams, so the joint attention comes out right.
     _cp_plan: ClassVar = {
-        **dict.fromkeys(("rope", "rope_mot_ref"), {index: _split_tokens(expected_dims=4) for index in (0, 1)}),
+        "rope": {0: _split_tokens(expected_dims=4), 1: _split_tokens(expected_dims=4)},
+        "rope_mot_ref": {0: _split_tokens(expected_dims=4), 1: _split_tokens(expected_dims=4)},
         "token_split": {0: _split_tokens(expected_dims=3)},
         "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
     }
@@ -484,6 +512,7 @@ class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
             for index in range(num_layers)
         )
 
+    @apply_forward_hook  # model offload brings the weights to the device before `forward`; this comes earlier
     @apply_lora_scale("attention_kwargs")
     def prepare(
         self,

@@ -29,7 +29,7 @@ from pipeline.conditioning import (
     latent_statistics,
     stretch_to_pixels,
 )
-from pipeline.denoise import DenoisingStep, LoopState, denoise, prepare_scheduler
+from pipeline.denoise import EXACT, Approximations, DenoisingStep, LoopState, denoise, prepare_scheduler
 from pipeline.encoding_cache import EncodingCache, fingerprint_files, make_key
 from pipeline.errors import InvalidInputError
 from pipeline.media import choose_frames
@@ -41,8 +41,10 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # (pipeline, step index, timestep, {"latents": ...}) -> tensors to go on with; the convention of diffusers
 StepCallback = Callable[["VideoAsPromptPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 
-# what `denoise` gives, from the pipeline, conditions, start noise, number of steps, guidance, and where to go on
-Loop = Callable[["VideoAsPromptPipeline", Conditions, Tensor, int, float, LoopState | None], Iterator[DenoisingStep]]
+# what `denoise` gives, from the pipeline, conditions, start noise, number of steps, guidance, where to go on, and how
+Loop = Callable[
+    ["VideoAsPromptPipeline", Conditions, Tensor, int, float, LoopState | None, Approximations], Iterator[DenoisingStep]
+]
 
 
 class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
@@ -141,6 +143,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         num_frames: int = 49,
         num_inference_steps: int = 50,
         guidance_scale: float = 5.0,
+        approximations: Approximations = EXACT,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         last_image: Image.Image | None = None,
@@ -157,6 +160,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         negative_prompt, negative_reference_prompt: None is the model's published default, "" the empty text.
         height, width: pixels, multiples of 16. num_frames: 4k + 1.
         guidance_scale: 1 or less leaves out the unconditional pass, and with it the negative prompts.
+        approximations: what to give up for speed; nothing unless asked.
         generator: on the CPU, which makes the start noise equal on every device. Or give that noise as `latents`,
             (B, z, T, h, w), standard normal.
         callback_on_step_end: called as diffusers calls it. It may return {"latents": ...} to go on with others, set
@@ -179,7 +183,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             last_image=last_image,
         )
         latents = self.prepare_latents(conditions, generator, latents)
-        steps = self.denoise(conditions, latents, num_inference_steps, guidance_scale)
+        steps = self.denoise(conditions, latents, num_inference_steps, guidance_scale, approximations=approximations)
         latents = self._run_loop(steps, num_inference_steps, callback_on_step_end)
         frames = latents if output_type == "latent" else self.decode_latents(latents, output_type)
         self.maybe_free_model_hooks()
@@ -284,10 +288,12 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         num_inference_steps: int,
         guidance_scale: float,
         resume_from: LoopState | None = None,
+        approximations: Approximations = EXACT,
     ) -> Iterator[DenoisingStep]:
         """Denoise start noise (B, z, T, h, w), float32, step by step; see `pipeline.denoise.denoise`."""
         latents = latents.to(self._execution_device)
-        yield from self.loop(self, conditions, latents, num_inference_steps, guidance_scale, resume_from)
+        arguments = (num_inference_steps, guidance_scale, resume_from, approximations)
+        yield from self.loop(self, conditions, latents, *arguments)
 
     def _run_loop(
         self, steps: Iterator[DenoisingStep], num_inference_steps: int, callback: StepCallback | None
@@ -357,10 +363,11 @@ def run_alone(
     num_inference_steps: int,
     guidance_scale: float,
     resume_from: LoopState | None,
+    approximations: Approximations,
 ) -> Iterator[DenoisingStep]:
     """Run the denoising loop in this process."""
     scheduler = prepare_scheduler(pipe.scheduler, num_inference_steps, latents.device)
-    return denoise(pipe.transformer, scheduler, conditions, latents, guidance_scale, resume_from)
+    return denoise(pipe.transformer, scheduler, conditions, latents, guidance_scale, resume_from, approximations)
 
 
 def _number_format(model: torch.nn.Module) -> str:

@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from pipeline.errors import InvalidInputError
+from pipeline.hardware import PROFILES
 
 GRADIO_VARIABLES: Mapping[str, str] = {
     "host": "GRADIO_SERVER_NAME",
@@ -30,10 +31,12 @@ GRADIO_VARIABLES: Mapping[str, str] = {
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
+PROFILE_NAMES = tuple(profile.name for profile in PROFILES)
 WANTED: Mapping[str, str] = {
     "port": "a whole number from 0 to 65535",
     "fal_proxy_port": "a whole number from 0 to 65535",
     "share": "true or false",
+    "profile": f"auto, {', '.join(PROFILE_NAMES)}",
 }
 
 
@@ -86,6 +89,13 @@ class Settings(BaseSettings):
         if not (name and password):
             raise ValueError("must be a name and a password with a colon between: name:password")
         return auth
+
+    @field_validator("profile")
+    @classmethod
+    def _check_profile(cls, profile: str) -> str:
+        if profile not in ("auto", *PROFILE_NAMES):
+            raise ValueError("no such profile")
+        return profile
 
     @field_validator("data_dir")
     @classmethod

@@ -63,9 +63,7 @@ def test_a_small_card_starts_with_what_small_requests_need(tmp_path: Path) -> No
 
 def test_a_model_too_large_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
     """With the smallest request as the last attempt."""
-    with pytest.raises(
-        ModelError, match=r"^5 frames of 832 x 480 do not fit .* needs a machine that has that"
-    ):
+    with pytest.raises(ModelError, match=r"^5 frames of 832 x 480 do not fit .* needs a machine that has that"):
         _ = make(processor(), tmp_path).start
 
 

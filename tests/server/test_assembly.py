@@ -11,10 +11,12 @@ from random import Random
 
 import pytest
 
+from pipeline.model_progress import ignore
 from pipeline.spec import GenerationRequest, ModelFacts, settle
 from server import assembly
-from server.assembly import make_api, make_worker, open_files, open_queue, run_worker
+from server.assembly import make_api, make_load, make_worker, open_files, open_queue, run_worker
 from server.jobs import JobQueue, QueueFullError
+from server.loading import Gauge
 from server.settings import Settings
 from tests.server.fake_generation import make_request, wait_for_end
 
@@ -125,3 +127,14 @@ def test_a_worker_alone_serves_the_queue_of_another_process(queue: JobQueue, tmp
     # The file store has no clip.mp4, and that is found out first.
     assert (error.kind, error.faults[0].field) == ("invalid_input", "reference_video")
     assert worker.wait(60) == 0
+
+
+def test_the_model_is_loaded_as_planned_for_this_machine(tmp_path: Path) -> None:
+    """And whoever looks at the gauge knows the plan, the page for its estimates, the worker for its runs."""
+    gauge = Gauge()
+
+    pipe, facts = make_load(Settings(data_dir=tmp_path), gauge)("nano", ignore)
+
+    assert gauge.planner is not None
+    assert pipe.memory_profile == gauge.planner.start.profile
+    assert facts == gauge.planner.facts

@@ -127,6 +127,11 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
             ["--fal-proxy-port", "-1"],
             "--fal-proxy-port (or STUDIO_FAL_PROXY_PORT) is “-1”; it should be a whole number from 0 to 65535.",
         ),
+        (
+            ["--profile", "fast"],
+            "--profile (or STUDIO_PROFILE) is “fast”; it should be auto, float32, resident, model, stream, bf16, fp8, "
+            "fp8-stream, int8, nf4, sequential, fp8-cpu, int8-cpu.",
+        ),
         (["--port"], "Argument --port: expected one argument; see --help."),
         (["--nope"], "Unrecognized arguments: --nope; see --help."),
         (["--auth", "ann"], f"--auth (or STUDIO_AUTH) {NAME_AND_PASSWORD}"),

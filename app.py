@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import StudioError
 from pipeline.presets import PRESETS_FOLDER, Preset, load_presets
+from pipeline.ranks import is_follower
 from server.background import leave
 from server.settings import Settings, prepare_environment, read_settings, settle_port
 
@@ -30,6 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = read_settings(arguments)
+        if is_follower():  # one of several processes of `torchrun`; another one serves
+            follow(settings)
+            return 0
         port = settle_port(settings)
         prepare_environment(settings)
         presets = load_presets()
@@ -45,6 +49,14 @@ def main(arguments: Sequence[str]) -> int:
     with closing(queue), tls_front, suppress(KeyboardInterrupt):
         run(settings, port, presets, queue)
     return 0
+
+
+def follow(settings: Settings) -> None:
+    """Take part in the videos of the process that serves, until it ends."""
+    from pipeline.weights import follow_leader
+
+    with suppress(KeyboardInterrupt):
+        follow_leader(settings.model, settings.profile)
 
 
 def run(settings: Settings, port: int, presets: Sequence[Preset], queue: "JobQueue") -> None:

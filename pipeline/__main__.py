@@ -18,6 +18,7 @@ from pipeline import spec
 from pipeline.errors import StudioError
 from pipeline.model_progress import ModelProgress
 from pipeline.models import run_models
+from pipeline.ranks import is_follower
 
 if TYPE_CHECKING:
     from pipeline.generate import Progress
@@ -57,8 +58,11 @@ def run(arguments: argparse.Namespace) -> None:
     from pipeline.check import check_inputs
     from pipeline.planner import make_planner
     from pipeline.profiles import generate_as_planned
-    from pipeline.weights import load_model
+    from pipeline.weights import follow_leader, load_model
 
+    if is_follower():  # one of several processes of `torchrun`; another one makes the file
+        follow_leader(arguments.model, arguments.profile)
+        return
     output: Path = arguments.output
     if output.suffix.lower() != ".mp4":
         raise StudioError(f"The output “{output}” is not an .mp4 file; give a name that ends in .mp4.")

@@ -8,6 +8,7 @@ few seconds, and the results would have to be sent around. Source: Ulysses, arXi
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -18,19 +19,10 @@ from torch import Tensor
 
 from pipeline.conditioning import Conditions
 from pipeline.denoise import Approximations, DenoisingStep, LoopState
+from pipeline.ranks import is_follower
 from pipeline.video_as_prompt import VideoAsPromptPipeline, run_alone
 
 IDLE = timedelta(days=365)  # how long followers wait for the next request
-
-
-def is_parallel() -> bool:
-    """Tell whether `torchrun` started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def is_leader() -> bool:
-    """Tell whether this process serves; the others follow."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def choose_degrees(heads: int, processes: int) -> ContextParallelConfig:
@@ -60,7 +52,7 @@ def share_out(pipe: VideoAsPromptPipeline) -> None:
     """Let the transformer, on this process's device, work on its share of the tokens."""
     heads = pipe.transformer.config.num_attention_heads
     pipe.transformer.enable_parallelism(config=choose_degrees(heads, dist.get_world_size()))
-    if is_leader():
+    if not is_follower():
         pipe.loop = lead
 
 
@@ -86,9 +78,10 @@ def lead(
 
 
 def follow(pipe: VideoAsPromptPipeline) -> None:
-    """Take part in the leader's loops until the process ends."""
-    while True:
-        take_part(pipe)
+    """Take part in the leader's loops until it ends."""
+    with suppress(RuntimeError, dist.DistBackendError):  # the leader has gone: a closed connection
+        while True:
+            take_part(pipe)
 
 
 @torch.no_grad()

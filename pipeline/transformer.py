@@ -126,8 +126,14 @@ class RequestStates(NamedTuple):
 
 
 def _first_rows(context: ContextStates, rows: int) -> ContextStates:
-    *states, bias = context
-    return ContextStates(*(part[:rows] for part in states), text_bias=None if bias is None else bias[:rows])
+    bias = context.text_bias
+    return ContextStates(
+        context.text_key[:rows],
+        context.text_value[:rows],
+        context.image_key[:rows],
+        context.image_value[:rows],
+        None if bias is None else bias[:rows],
+    )
 
 
 class ReferenceAttention(NamedTuple):

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import torch
 
+from pipeline import parallel
 from pipeline.checkpoint import FOLDERS, load_components, load_transformer
 from pipeline.hardware import Machine, Profile
 from pipeline.model_progress import ModelProgress, OnModel, ignore
 from pipeline.models import find_model
 from pipeline.planner import Planner, make_planner
 from pipeline.profiles import apply_profile, compute_dtype, quantization, store_weights
+from pipeline.ranks import is_parallel
 from pipeline.spec import ModelFacts
 from pipeline.video_as_prompt import VideoAsPromptPipeline
 
@@ -22,13 +24,27 @@ def load_model(
     Raises ModelError when it cannot fit, before anything is fetched or loaded; when its files are missing and cannot be
     fetched, or are not this model's.
     """
+    if is_parallel():
+        parallel.join()  # first: it says which of the machine's cards is this process's
     source = find_model(name)
     planner = planner or make_planner(name)
     profile = planner.start.profile
     folder = source.folder or source.on_hub.fetch(on_progress)
     pipe = load_in_profile(folder, profile, planner.machine, on_progress)
+    if is_parallel():
+        parallel.share_out(pipe)
     facts = ModelFacts(source.name, pipe.config.num_inference_steps, pipe.config.render_size)
     return pipe, facts
+
+
+def follow_leader(name: str, profile: str) -> None:
+    """Load a model in a process that another one leads, and make videos with it until it ends; see `parallel.py`.
+
+    Raises ModelError as `load_model` does.
+    """
+    parallel.join()
+    pipe, _ = load_model(name, planner=make_planner(name, profile))
+    parallel.follow(pipe)
 
 
 def load_in_profile(

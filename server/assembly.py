@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InvalidInputError, StudioError
 from pipeline.model_progress import OnModel
+from pipeline.ranks import is_follower
 from pipeline.spec import GenerationRequest, GenerationSpec
 from server.calls import ApiServices
 from server.certificates import load_certificate
@@ -150,6 +151,9 @@ def run_worker(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = read_settings(arguments, WorkerSettings)
+        if is_follower():  # one of several processes of `torchrun`; another one takes the jobs
+            _follow(settings)
+            return 0
         prepare_environment(settings)
         queue = open_queue(settings, open_files(settings))
     except StudioError as error:
@@ -175,14 +179,24 @@ def make_load(settings: Settings, gauge: Gauge) -> Callable[[str, OnModel], Mode
     """Give what loads a model as its planner says, which the gauge then shows."""
 
     def load(name: str, on_progress: OnModel) -> Model:
+        from pipeline.encoding_cache import EncodingCache
         from pipeline.planner import make_planner
         from pipeline.weights import load_model
 
         planner = make_planner(name, settings.profile, settings.data_dir)
         gauge.planner = planner
-        return load_model(name, on_progress, planner)
+        pipe, facts = load_model(name, on_progress, planner)
+        pipe.encoding_cache = EncodingCache(settings.data_dir / "encodings")
+        return pipe, facts
 
     return load
+
+
+def _follow(settings: Settings) -> None:
+    from pipeline.weights import follow_leader
+
+    with suppress(KeyboardInterrupt):
+        follow_leader(settings.model, settings.profile)
 
 
 def _generate(

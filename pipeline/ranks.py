@@ -1,0 +1,13 @@
+"""Which of the processes that `torchrun` started this one is. Imports no torch; `parallel.py` does the work."""
+
+import os
+
+
+def is_parallel() -> bool:
+    """Tell whether this process is one of several that make each video together."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_follower() -> bool:
+    """Tell whether this process takes part in what another, the one of rank 0, serves."""
+    return is_parallel() and int(os.environ.get("RANK", "0")) > 0

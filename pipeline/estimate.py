@@ -41,19 +41,28 @@ ENCODES = 3  # the start image, the reference's first frame, the reference
 
 @dataclass(frozen=True)
 class Workload:
-    """What of a spec costs time and memory. Sizes in pixels as rendered; guided: two branches instead of one."""
+    """What of a spec costs time and memory. Sizes in pixels as rendered; guided: two branches instead of one.
+
+    guided_share: of the steps, the first ones, that are guided; the others have one branch.
+    """
 
     height: int
     width: int
     num_frames: int
     num_inference_steps: int
     guided: bool = True
+    guided_share: float = 1.0
 
     @classmethod
     def of(cls, spec: GenerationSpec) -> Self:
         """Give a spec's workload."""
         size = (spec.render_height, spec.render_width, spec.num_frames)
-        return cls(*size, spec.num_inference_steps, spec.guidance_scale > 1)
+        return cls(*size, spec.num_inference_steps, spec.guidance_scale > 1, spec.guided_share)
+
+    @property
+    def guided_steps(self) -> int:
+        """Give how many steps are as costly as the first one."""
+        return math.ceil(self.num_inference_steps * self.guided_share) if self.guided else self.num_inference_steps
 
     @property
     def branches(self) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline import export, media, safety, wall
 from pipeline.conditioning import Conditions
+from pipeline.denoise import Approximations
 from pipeline.preview import LatentPreview, fit_preview_weights
 from pipeline.resume import SAVE_EVERY, load_state, save_state
 from pipeline.spec import GenerationSpec
@@ -57,7 +58,8 @@ def generate(
     """Make a spec's video in `folder`: `output.mp4`, `comparison.mp4` and `poster.jpg`.
 
     Every few steps the run's state is saved in `folder`; called again with the same spec and folder, after a crash, it
-    goes on from there and makes the same video.
+    goes on from there and makes the same video. Not so with a `cache_threshold`: what a step may repeat is not saved,
+    so the first step after a crash is computed whole, and the video may differ a little from an uninterrupted one.
     Raises MediaError when an input cannot be read, UnsafeContentError when the safety checker is on and declines an
     input or the result, and lets through what `on_progress` raises.
     """
@@ -127,7 +129,8 @@ def _denoise(
     state = load_state(state_path, settings)
     if state is not None:
         latents = state.latents  # which is all there is to do if the last step was saved
-    steps = pipe.denoise(conditions, latents, spec.num_inference_steps, spec.guidance_scale, state)
+    approximations = Approximations(spec.cache_threshold, spec.guided_share)
+    steps = pipe.denoise(conditions, latents, spec.num_inference_steps, spec.guidance_scale, state, approximations)
     for step in steps:
         latents = step.latents
         if (step.index + 1) % SAVE_EVERY == 0 or step.index + 1 == step.total:

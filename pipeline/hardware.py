@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -146,7 +146,10 @@ Corrections = Mapping[str, Correction]  # by the profile's name
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes. seconds: all of it; step_s: one denoising step. card_bytes, ram_bytes: at the peak."""
+    """What a run takes. seconds: all of it; step_s: one denoising step, guided if any is. Bytes: at the peak.
+
+    A cache's savings are not counted: how many steps repeat others only the run itself can tell.
+    """
 
     seconds: float
     step_s: float
@@ -226,9 +229,13 @@ def predict(
     card, ram = _corrected(memory, machine, correction)
 
     speed = machine.tflops * 1e12 * EFFICIENCY
-    step_s = _step_s(profile, shape, step_flop(shape, load) / speed) * correction.step
+    step_s, unguided_step_s = (
+        _step_s(profile, shape, step_flop(shape, each) / speed) * correction.step
+        for each in (load, replace(load, guided=False))
+    )
     rest_s = (coding_flop(shape, load) / speed + _moving_s(profile, shape)) * correction.rest
-    seconds = step_s * load.num_inference_steps + rest_s
+    unguided_steps = load.num_inference_steps - load.guided_steps
+    seconds = step_s * load.guided_steps + unguided_step_s * unguided_steps + rest_s
     return Estimate(seconds, step_s, round(card), round(ram), _disk_bytes(shape, load), tiled, correction)
 
 

@@ -8,7 +8,6 @@ few seconds, and the results would have to be sent around. Source: Ulysses, arXi
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -28,7 +27,7 @@ IDLE = timedelta(days=365)  # how long followers wait for the next request
 def choose_degrees(heads: int, processes: int) -> ContextParallelConfig:
     """Share attention out by heads as far as they divide, by tokens in a ring beyond that.
 
-    Ulysses alone also takes token counts that do not divide.
+    Ulysses alone also takes token counts that do not divide, on GPUs (gloo cannot gather unequal shares).
     """
     if heads % processes == 0:
         return ContextParallelConfig(ulysses_degree=processes, ulysses_anything=True)
@@ -79,15 +78,21 @@ def lead(
 
 def follow(pipe: VideoAsPromptPipeline) -> None:
     """Take part in the leader's loops until it ends."""
-    with suppress(RuntimeError, dist.DistBackendError):  # the leader has gone: a closed connection
-        while True:
-            take_part(pipe)
+    while (request := _await_request()) is not None:
+        take_part(pipe, request)
+
+
+def _await_request() -> Any:
+    try:
+        return _receive()
+    except RuntimeError:  # the connection is closed: the leader has gone
+        return None
 
 
 @torch.no_grad()
-def take_part(pipe: VideoAsPromptPipeline) -> None:
-    """Take part in the leader's next loop."""
-    conditions, latents, *arguments = _receive()
+def take_part(pipe: VideoAsPromptPipeline, request: Any) -> None:
+    """Take part in one of the leader's loops, from what it sent."""
+    conditions, latents, *arguments = request
     latents = latents.to(pipe._execution_device)
     for step in run_alone(pipe, conditions, latents, *arguments):
         replaced = _receive()

@@ -88,10 +88,13 @@ class Planner:
         return None
 
     def learn(self, spec: GenerationSpec, plan: Plan, measured: Measured) -> None:
-        """Remember what a run took, for the estimates to come."""
+        """Remember what a run took, for the estimates to come. Of a run that left work out, its memory only."""
         predicted = predict(self.machine, plan.profile, self.shape, Workload.of(spec))
         rest_s = predicted.seconds - predicted.step_s * spec.num_inference_steps
         card = measured.card_bytes / predicted.card_bytes if measured.card_bytes and predicted.card_bytes else None
+        if not spec.is_exact:
+            self._remember(plan, card=card)
+            return
         step = measured.step_s / predicted.step_s if measured.step_s else None
         self._remember(plan, step=step, rest=measured.rest_s / rest_s, card=card)
 

@@ -24,10 +24,15 @@ SIZES: Mapping[str, tuple[int, int]] = {"480p": (480, 832), "580p": (576, 1024),
 # The VAE keeps the first frame and packs the others by four. Wan2.1's and nano's alike; a test holds it to the config.
 FRAME_STRIDE = 4
 
+NATIVE_ATTENTION = "native"  # torch's own, which is there everywhere
+
 MAX_TEXT_LENGTH = 4000  # characters; the text encoder reads 512 tokens, which is rarely more
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps exactly
 DRAWN_SEED_BITS = 32  # short enough to read out and type again
 
+MAX_NAME_LENGTH = 200
+
+LoraName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_NAME_LENGTH)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT_LENGTH)]
 
 
@@ -56,6 +61,14 @@ class GenerationRequest(BaseModel):
     reference_start_s: float | None = Field(None, ge=0, description="Where in the clip to begin, seconds.")
     reference_end_s: float | None = Field(None, gt=0, description="Where in the clip to end, seconds.")
     enable_safety_checker: bool = Field(True, description="Decline unsafe inputs and results.")
+    cache_threshold: float = Field(
+        0.0, ge=0, le=1, description="Steps that change less than this share repeat the one before; 0: exact."
+    )
+    guided_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the steps, the first ones, that guidance acts in; 1: exact."
+    )
+    lora: LoraName | None = Field(None, description="A LoRA of those there are, by its name; none: the plain model.")
+    lora_strength: float = Field(1.0, ge=0, le=2, description="How strongly the LoRA acts; 0: not at all.")
 
     @field_validator("num_frames")
     @classmethod
@@ -105,11 +118,20 @@ class GenerationSpec:
     reference_start_s: float | None
     reference_end_s: float | None
     enable_safety_checker: bool
+    cache_threshold: float
+    guided_share: float
+    lora: str | None
+    lora_strength: float
     model: str
 
     def settings(self) -> dict[str, Any]:
         """Give the spec as plain JSON values, for the file and the page. Files appear by name only, never by path."""
         return asdict(self) | {"reference_video": self.reference_video.name, "image": self.image.name}
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the denoising loop leaves nothing out for speed."""
+        return not self.cache_threshold and self.guided_share == 1
 
 
 def settle(request: GenerationRequest, model: ModelFacts, rng: random.Random) -> GenerationSpec:
@@ -166,6 +188,10 @@ LABELS: Mapping[str, str] = {
     "reference_start_s": "The start of the reference",
     "reference_end_s": "The end of the reference",
     "enable_safety_checker": "The safety checker switch",
+    "cache_threshold": "The share of change to repeat a step below",
+    "guided_share": "The share of guided steps",
+    "lora": "The LoRA",
+    "lora_strength": "The strength of the LoRA",
 }
 
 

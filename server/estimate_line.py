@@ -15,7 +15,7 @@ from server.page_events import QUIET, Updates
 from server.studio import Studio
 from server.ui import Page
 
-COSTLY = ("resolution", "num_frames", "num_inference_steps", "guidance_scale")
+COSTLY = ("resolution", "num_frames", "num_inference_steps", "guidance_scale", "guided_share")
 MACHINE_POLL_S = 1.0
 
 
@@ -62,7 +62,7 @@ class EstimateLine:
 
 
 def _read(values: Sequence[Any]) -> GenerationRequest | None:
-    given = {name: value for name, value in zip(COSTLY, values, strict=True) if str(value or "").strip()}
+    given = {name: value for name, value in zip(COSTLY, values, strict=True) if value is not None and str(value).strip()}
     unimportant: dict[str, Any] = dict.fromkeys(REQUIRED, "-")
     try:
         return GenerationRequest(**unimportant, **given)

@@ -1,6 +1,6 @@
 """The fields of the form, one by one; server/ui.py says where each group of them stands."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args
 
@@ -104,6 +104,29 @@ class FieldBuilder:
                     placeholder="What to stay away from. Empty: the model's own text.",
                 )
             )
+
+    def faster(self) -> None:
+        """Take what makes a video quicker by giving something up; off unless asked."""
+        with self._field("cache_threshold") as add:
+            info = "Calm steps repeat the one before. Quicker, but fine detail and motion may suffer. 0: off."
+            add(_slider("cache_threshold", "Repeat steps that change less than", step=0.01, info=info))
+        with self._field("guided_share") as add:
+            info = "The last steps go without guidance, in half the time, and follow the sentences less. 1: off."
+            add(_slider("guided_share", "Share of guided steps", step=0.05, info=info))
+
+    def lora(self, names: Sequence[str]) -> None:
+        """Choose a LoRA and how strongly it acts; hidden where there is none to choose."""
+        with gr.Row(visible=bool(names)):
+            with self._field("lora") as add:
+                info = (
+                    "It changes the model’s style or pace. It was trained without this model’s reference part, so try "
+                    "it out. One made for few steps wants as few as it was made for, and guidance 1."
+                )
+                # Any name may be typed: one that is gone, as of an old job, is then told at the field.
+                choices = [("none", ""), *names]
+                add(gr.Dropdown(choices, value="", label="LoRA (experimental)", info=info, allow_custom_value=True))
+            with self._field("lora_strength") as add:
+                add(_slider("lora_strength", "LoRA strength", step=0.05, info="How strongly it acts. 0: not at all."))
 
     def safety(self, *, forced: bool) -> None:
         """Switch the safety checker, unless the operator forces it on."""

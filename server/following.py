@@ -47,7 +47,7 @@ class Desk:
     def connect(self) -> None:
         """Tie the buttons to what they do."""
         page, form, view = self.page, self.form, self.view
-        told = [*form.problems.values(), form.more]
+        told = [*form.problems.values(), *form.folds]
         private = {"api_visibility": "private"}
         follows = {"inputs": [page.job, page.visitor, self.shown_preview], "queue": False, **QUIET}
         submitted = form.generate.click(
@@ -84,7 +84,7 @@ class Desk:
     @property
     def refilled(self) -> list[Any]:
         """Give what `use_settings` changes."""
-        return [self.page.tabs, *self.form.inputs, *self.form.problems.values(), self.form.more]
+        return [self.page.tabs, *self.form.inputs, *self.form.problems.values(), *self.form.folds]
 
     def submit(self, request: gr.Request, visitor: str | None, *values: Any) -> Updates:
         """Tell every problem at its field, or put the request in the queue."""

@@ -25,6 +25,10 @@ FIELDS = (
     "negative_prompt",
     "reference_start_s",
     "reference_end_s",
+    "cache_threshold",
+    "guided_share",
+    "lora",
+    "lora_strength",
     "enable_safety_checker",
 )
 # Those behind "More settings": a problem there has to open it.
@@ -34,7 +38,8 @@ FOLDED_FIELDS = FIELDS[8:]
 _FIELD_OF_ARGUMENT = {"start_s": "reference_start_s", "end_s": "reference_end_s"}
 
 SOURCES = ("reference_video", "image")
-SLIDERS = ("num_frames", "guidance_scale", "fps")
+SLIDERS = ("num_frames", "guidance_scale", "fps", "cache_threshold", "guided_share", "lora_strength")
+FASTER_FIELDS = ("cache_threshold", "guided_share")  # within those, behind "Faster, less exact"
 CHOICES: Mapping[str, Sequence[str]] = {"aspect_ratio": get_args(AspectRatio), "resolution": get_args(Resolution)}
 MAX_KEPT_LENGTH = 20_000  # letters of a text that is brought back: far beyond what a request may have
 REQUIRED = tuple(name for name, field in GenerationRequest.model_fields.items() if field.is_required())

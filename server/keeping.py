@@ -59,7 +59,7 @@ class FormKeeper:
         opened = page.blocks.load(
             self.restore,
             inputs=kept,
-            outputs=[*self.form.inputs, *self.form.problems.values(), self.form.more, *kept],
+            outputs=[*self.form.inputs, *self.form.problems.values(), *self.form.folds, *kept],
             js="(values, files) => window.studio.recallForm(values, files)",
             queue=False,
             **QUIET,

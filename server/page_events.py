@@ -8,7 +8,7 @@ import gradio as gr
 
 from pipeline.errors import StudioError
 from server import panels
-from server.form import FOLDED_FIELDS
+from server.form import FASTER_FIELDS, FOLDED_FIELDS
 from server.studio import owner_of
 from server.ui import Form
 
@@ -23,9 +23,11 @@ def owner_behind(request: gr.Request, visitor: str | None) -> str | None:
 
 
 def tell_problems(form: Form, problems: Mapping[str, str]) -> Updates:
-    """Put problems at their fields, and take away those that are gone; "More settings" opens for one inside."""
+    """Put problems at their fields, and take away those that are gone; what folds away opens for one inside."""
     told = {line: panels.problem_line(name, problems.get(name)) for name, line in form.problems.items()}
-    return {**told, form.more: gr.update(open=True)} if problems.keys() & set(FOLDED_FIELDS) else told
+    hidden_by = ((form.more, FOLDED_FIELDS), (form.faster, FASTER_FIELDS))
+    opened = {fold: gr.update(open=True) for fold, fields in hidden_by if problems.keys() & set(fields)}
+    return {**told, **opened}
 
 
 def into_cache(path: Any) -> str:

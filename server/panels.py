@@ -9,7 +9,7 @@ from urllib.parse import quote
 from pipeline.hardware import Machine, Plan, spell_bytes, spell_needs
 from pipeline.media import VideoInfo
 from pipeline.model_progress import ModelProgress, ModelStage
-from pipeline.spec import ModelFacts
+from pipeline.spec import ModelFacts, default
 from server.files import split_key
 from server.job import Job, JobProgress, JobResult, JobStatus
 
@@ -54,6 +54,10 @@ SETTING_LABELS: Mapping[str, str] = {
     "rendered": "Drawn at",
     "num_inference_steps": "Steps",
     "guidance_scale": "Guidance",
+    "cache_threshold": "Steps repeated below",
+    "guided_share": "Share of guided steps",
+    "lora": "LoRA",
+    "lora_strength": "LoRA strength",
     "seconds": "Made in",
     "prompt": "What should happen",
     "video_description": "What the clip shows",
@@ -63,6 +67,7 @@ SETTING_LABELS: Mapping[str, str] = {
     "reference_end_s": "Reference to second",
     "image": "Start image",
 }
+UNUSED_AT_DEFAULT = ("cache_threshold", "guided_share")
 TEXT_SETTINGS = ("prompt", "video_description", "negative_prompt")
 
 HEADER = """
@@ -222,10 +227,14 @@ def settings_list(settings: Mapping[str, Any], seconds: float) -> str:
     }
     if (settings["width"], settings["height"]) == (settings["render_width"], settings["render_height"]):
         del shown["rendered"]
+    # What was not used needs no row; older results do not know these at all.
+    unused = {name for name in UNUSED_AT_DEFAULT if shown.get(name) == default(name)}
+    if not shown.get("lora"):
+        unused.add("lora_strength")
     rows = (
         _setting_row(label, str(shown[name]), "text" if name in TEXT_SETTINGS else "short")
         for name, label in SETTING_LABELS.items()
-        if shown.get(name) is not None
+        if shown.get(name) is not None and name not in unused
     )
     return f'<dl class="settings">{"".join(rows)}</dl>'
 

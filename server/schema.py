@@ -39,6 +39,10 @@ FIELDS = (
     "num_inference_steps",
     "reference_start_s",
     "reference_end_s",
+    "cache_threshold",
+    "guided_share",
+    "lora",
+    "lora_strength",
 )
 
 _URL_STARTS = ("http://", "https://", "data:")

@@ -37,6 +37,7 @@ class Form:
     clip: gr.Video
     clip_facts: gr.HTML
     more: gr.Accordion
+    faster: gr.Accordion
     dice: gr.Button
     estimate: gr.HTML
     generate: gr.Button
@@ -46,6 +47,11 @@ class Form:
     def inputs(self) -> list[Component]:
         """Give the fields in the order of FIELDS."""
         return [self.fields[field] for field in FIELDS]
+
+    @property
+    def folds(self) -> list[gr.Accordion]:
+        """Give what hides fields until it is opened."""
+        return [self.more, self.faster]
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,10 @@ class Page:
     code: Mapping[str, gr.HTML]
 
 
-def build_page(presets: Sequence[Preset], browser_secret: str, *, safety_forced: bool = False) -> Page:
-    """Lay the page out. safety_forced: nobody can switch the safety checker off."""
+def build_page(
+    presets: Sequence[Preset], browser_secret: str, *, safety_forced: bool = False, loras: Sequence[str] = ()
+) -> Page:
+    """Lay the page out. safety_forced: nobody can switch the safety checker off. loras: the names to choose from."""
     blocks = gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(CACHE_CHECK_S, CACHE_AGE_S))
     with blocks:
         job = gr.BrowserState(storage_key="video-as-prompt-job", secret=browser_secret)
@@ -107,7 +115,7 @@ def build_page(presets: Sequence[Preset], browser_secret: str, *, safety_forced:
                 examples = _build_examples(presets)
                 with gr.Row(elem_classes="columns", equal_height=False):
                     with gr.Column(elem_classes="inputs"):
-                        form = _build_form(safety_forced=safety_forced)
+                        form = _build_form(safety_forced=safety_forced, loras=loras)
                     with gr.Column(elem_classes="output"):
                         result = _build_result()
             with gr.Tab("My jobs", id="jobs") as jobs_tab:
@@ -143,7 +151,7 @@ def _build_examples(presets: Sequence[Preset]) -> list[tuple[gr.Button, Preset]]
         ]
 
 
-def _build_form(*, safety_forced: bool) -> Form:
+def _build_form(*, safety_forced: bool, loras: Sequence[str]) -> Form:
     build = FieldBuilder()
     with gr.Row(elem_classes="media"):
         with gr.Column(elem_classes="card", min_width=240):
@@ -164,12 +172,15 @@ def _build_form(*, safety_forced: bool) -> Form:
         dice = build.length_and_seed()
         with gr.Accordion("More settings", open=False, elem_id="more") as more:
             build.more_settings()
+            with gr.Accordion("Faster, less exact", open=False, elem_id="faster") as faster:
+                build.faster()
+            build.lora(loras)
             build.safety(forced=safety_forced)
     with gr.Row(elem_classes="actions"):
         estimate = gr.HTML(elem_id="estimate")
         generate = gr.Button("Generate video", variant="primary", size="lg", elem_id="generate", scale=3)
         stop = gr.Button("Stop", size="lg", interactive=False, elem_id="stop", scale=1, min_width=100)
-    return Form(build.fields, build.problems, clip, clip_facts, more, dice, estimate, generate, stop)
+    return Form(build.fields, build.problems, clip, clip_facts, more, faster, dice, estimate, generate, stop)
 
 
 def _build_result() -> ResultView:

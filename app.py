@@ -14,6 +14,7 @@ from pipeline.presets import PRESETS_FOLDER, Preset, load_presets
 from pipeline.ranks import is_follower
 from server.background import leave
 from server.settings import Settings, prepare_environment, read_settings, settle_port
+from server.space import choose_model
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -36,10 +37,12 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         port = settle_port(settings)
         prepare_environment(settings)
+        settings = choose_model(settings)
         presets = load_presets()
         # Imported late, as all below: --help should not wait for the queue and the page.
-        from server.assembly import make_tls_front, open_files, open_queue
+        from server.assembly import check_machine, make_tls_front, open_files, open_queue
 
+        check_machine(settings)
         queue = open_queue(settings, open_files(settings))
         tls_front = make_tls_front(settings, queue)
     except StudioError as error:
@@ -56,7 +59,7 @@ def follow(settings: Settings) -> None:
     from pipeline.weights import follow_leader
 
     with suppress(KeyboardInterrupt):
-        follow_leader(settings.model, settings.profile)
+        follow_leader(settings.model, settings.profile, settings.attention)
 
 
 def run(settings: Settings, port: int, presets: Sequence[Preset], queue: "JobQueue") -> None:
@@ -92,7 +95,9 @@ def serve(
 
     api = make_api(settings, queue)
     studio = make_studio(settings, api, model, gauge)
-    page = build_page(presets, studio.browser_secret, safety_forced=settings.force_safety_checker)
+    page = build_page(
+        presets, studio.browser_secret, safety_forced=settings.force_safety_checker, loras=studio.loras.names()
+    )
     connect(page, studio)
     page.blocks.launch(
         server_name=settings.host,

@@ -197,12 +197,16 @@ def build_diffsynth(
 
 def import_with_stand_ins(name: str) -> Any:
     """Import a module; packages that it wants and that are missing (for video files and downloads) stay empty."""
+    import transformers
+
+    # while torchvision is still known to be missing; a stand-in for it would mislead transformers' lazy imports
+    _ = transformers.Wav2Vec2Processor
     while True:
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
             missing = str(error.name)
-            if missing.startswith(("diffsynth", "einops")):
+            if missing in sys.modules or error.name is None or missing.startswith(("diffsynth", "einops")):
                 raise
             sys.modules[missing] = MagicMock(__path__=[], __spec__=ModuleSpec(missing, None))
 

@@ -105,6 +105,7 @@ def denoise(
     guidance_scale: float,
     resume_from: LoopState | None = None,
     approximations: Approximations = EXACT,
+    splits_guidance: bool = False,
 ) -> Iterator[DenoisingStep]:
     """Denoise step by step, giving the latents after each.
 
@@ -112,6 +113,7 @@ def denoise(
     conditions: without `negative` there is no guidance.
     latents: (B, z, T, h, w), float32, standard normal noise.
     resume_from: go on after that step instead, with its latents.
+    splits_guidance: run the guidance branches one after the other: half the memory, twice the reading of weights.
     """
     total, done = len(scheduler.timesteps), 0
     if resume_from is not None:
@@ -121,15 +123,20 @@ def denoise(
     condition_latents = _spread(conditions.condition_latents, latents, transformer.dtype)
     request = prepare_request(transformer, conditions, scheduler.timesteps, latents)
     guided_steps = 0 if conditions.negative is None else math.ceil(total * approximations.guided_share)
+    videos = len(latents)
+    branches = [request.rows(0, videos), request.rows(videos, 2 * videos)] if splits_guidance else [request]
     with _first_block_cache(transformer, approximations.cache_threshold):
         for index, timestep in list(enumerate(scheduler.timesteps))[done:]:
             if index == guided_steps:
-                request = request.first_rows(len(latents))
-                transformer._reset_stateful_cache()  # it holds both branches
+                branches = [request.rows(0, videos)]
+                transformer._reset_stateful_cache()  # it may hold both branches
             model_input = torch.cat([latents.to(transformer.dtype), condition_latents], dim=1)
-            with transformer.cache_context("denoise"):
-                # float32: some schedulers return the prediction's type, and latents must not lose precision
-                noise_pred = transformer(model_input, request.times.at(index), request).float()
+            noise_preds = []
+            for number, branch in enumerate(branches):
+                with transformer.cache_context(f"branch {number}"):
+                    noise_preds.append(transformer(model_input, request.times.at(index), branch))
+            # float32: some schedulers return the prediction's type, and latents must not lose precision over the steps
+            noise_pred = torch.cat(noise_preds).float()
             if index < guided_steps:
                 noise_pred, noise_uncond = noise_pred.chunk(2)
                 noise_pred = apply_guidance(noise_pred, noise_uncond, guidance_scale)

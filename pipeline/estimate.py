@@ -301,12 +301,16 @@ def coding_flop(shape: ModelShape, load: Workload) -> float:
     return max(texts, 0) + pictures + vae
 
 
-def activation_bytes(shape: ModelShape, load: Workload, element_bytes: int) -> float:
-    """Give the memory beside the weights at the peak of a step. element_bytes: of the computing format, 2 or 4."""
+def activation_bytes(shape: ModelShape, load: Workload, element_bytes: int, *, split: bool = False) -> float:
+    """Give the memory beside the weights at the peak of a step.
+
+    element_bytes: of the computing format, 2 or 4. split: guidance branches run one after the other.
+    """
     tokens_bytes = shape.tokens(load) * shape.dim * element_bytes
     context_rows = load.branches * TEXT_ROWS + shape.image_rows
     context = (shape.layers + len(shape.experts)) * 2 * context_rows * shape.dim * element_bytes
-    return (ACTIVATION_TENSORS[element_bytes] * load.branches + KEPT_TENSORS) * tokens_bytes + context
+    rows = 1 if split else load.branches
+    return (ACTIVATION_TENSORS[element_bytes] * rows + KEPT_TENSORS) * tokens_bytes + context
 
 
 def vae_bytes(shape: ModelShape, load: Workload, *, tiled: bool) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline import export, media, safety, wall
 from pipeline.conditioning import Conditions
 from pipeline.denoise import Approximations
+from pipeline.errors import InvalidInputError
 from pipeline.preview import LatentPreview, fit_preview_weights
 from pipeline.resume import SAVE_EVERY, load_state, save_state
 from pipeline.spec import GenerationSpec
@@ -51,7 +52,15 @@ class GenerationResult:
     seconds: float
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Drawn:
+    """A video before it is a file: the reference's frames, the final latents (1, z, T, h, w), and the frames."""
+
+    reference: list[Image.Image]
+    latents: Tensor
+    frames: list[Image.Image]
+
+
 def generate(
     spec: GenerationSpec, pipe: VideoAsPromptPipeline, folder: Path, on_progress: OnProgress = lambda progress: None
 ) -> GenerationResult:
@@ -64,8 +73,26 @@ def generate(
     input or the result, and lets through what `on_progress` raises.
     """
     started = time.monotonic()
-    reference, image = _read_inputs(spec, on_progress)
+    state_path = folder / "state.pt"
+    drawn = draw(spec, pipe, state_path, on_progress)
+    if spec.enable_safety_checker:
+        on_progress(Progress("checking"))
+        safety.check_frames("prompt", drawn.frames, "The result")
 
+    on_progress(Progress("saving"))
+    settings = _save(spec, drawn.reference, drawn.frames, folder)
+    state_path.unlink()
+    return GenerationResult(folder / VIDEO, folder / COMPARISON, folder / POSTER, settings, time.monotonic() - started)
+
+
+@torch.no_grad()
+def draw(spec: GenerationSpec, pipe: VideoAsPromptPipeline, state_path: Path, on_progress: OnProgress) -> Drawn:
+    """Make a spec's frames, with the LoRA that is on the pipeline; `profiles.make_ready` puts the spec's own on.
+
+    state_path: where the run's state is saved, and gone on from. Raises as `generate` does.
+    """
+    _require_lora(spec, pipe)
+    reference, image = _read_inputs(spec, on_progress)
     on_progress(Progress("encoding"))
     conditions = pipe.encode_conditions(
         image=image,
@@ -76,20 +103,20 @@ def generate(
         width=spec.render_width,
         num_frames=spec.num_frames,
     )
-    state_path = folder / "state.pt"
     latents = _denoise(spec, pipe, conditions, reference, state_path, on_progress)
 
     on_progress(Progress("decoding"))
     frames = pipe.decode_latents(latents, "pil")[0]
     pipe.maybe_free_model_hooks()
-    if spec.enable_safety_checker:
-        on_progress(Progress("checking"))
-        safety.check_frames("prompt", frames, "The result")
+    return Drawn(reference, latents, frames)
 
-    on_progress(Progress("saving"))
-    settings = _save(spec, reference, frames, folder)
-    state_path.unlink()
-    return GenerationResult(folder / VIDEO, folder / COMPARISON, folder / POSTER, settings, time.monotonic() - started)
+
+def _require_lora(spec: GenerationSpec, pipe: VideoAsPromptPipeline) -> None:
+    wanted = spec.lora if spec.lora_strength else None
+    worn = getattr(pipe, "worn_lora", None)
+    if wanted != (worn and worn.name):
+        message = f"The LoRA wanted is “{wanted}”, and on the model is “{worn and worn.name}”; put it on first."
+        raise InvalidInputError("lora", message)
 
 
 def _read_inputs(spec: GenerationSpec, on_progress: OnProgress) -> tuple[list[Image.Image], Image.Image]:

@@ -148,6 +148,7 @@ Corrections = Mapping[str, Correction]  # by the profile's name
 class Estimate:
     """What a run takes. seconds: all of it; step_s: one denoising step, guided if any is. Bytes: at the peak.
 
+    tiled: frames are decoded in tiles. split: guidance branches run one after the other.
     A cache's savings are not counted: how many steps repeat others only the run itself can tell.
     """
 
@@ -157,7 +158,13 @@ class Estimate:
     ram_bytes: int
     disk_bytes: int
     tiled: bool
+    split: bool = False
     correction: Correction = NO_CORRECTION
+
+    @property
+    def thrift(self) -> int:
+        """Give how many ways of taking less memory the run needs."""
+        return self.tiled + self.split
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,7 @@ def look_at_machine(folder: Path, torch: Any = None) -> Machine:
     """Look at this machine. folder: on the disk that counts. torch: the module, or what stands in for it in a test."""
     if torch is None:
         import torch
-    ram, disk = _ram_bytes(), psutil.disk_usage(str(_existing(folder))).free
+    ram, disk = look_at_ram(), psutil.disk_usage(str(_existing(folder))).free
     packages = frozenset(name for name in ("torchao", "bitsandbytes") if find_spec(name))
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
@@ -185,7 +192,7 @@ def look_at_machine(folder: Path, torch: Any = None) -> Machine:
     return Machine(device, name, 0, (0, 0), 0, ram, disk, measure_tflops(torch, device), packages)
 
 
-def _ram_bytes() -> int:
+def look_at_ram() -> int:
     """Give the memory this process may use: the machine's, or the container's limit."""
     total = psutil.virtual_memory().total
     try:
@@ -222,25 +229,29 @@ def _time_product(torch: Any, matrix: Any, device: Device) -> float:
 def predict(
     machine: Machine, profile: Profile, shape: ModelShape, load: Workload, correction: Correction = NO_CORRECTION
 ) -> Estimate:
-    """Predict a run. Frames are decoded in tiles where a whole frame at a time would not fit."""
-    whole = _memory(machine, profile, shape, load, tiled=False)
-    tiled = _exceeds(machine, _corrected(whole, machine, correction))
-    memory = _memory(machine, profile, shape, load, tiled=True) if tiled else whole
-    card, ram = _corrected(memory, machine, correction)
+    """Predict a run. What would not fit otherwise has its frames decoded in tiles; then guidance branches are split."""
+
+    def memory(tiled: bool, split: bool) -> tuple[float, float]:
+        return _corrected(_memory(machine, profile, shape, load, tiled=tiled, split=split), machine, correction)
+
+    tiled = _exceeds(machine, memory(tiled=False, split=False))
+    split = load.guided and tiled and _exceeds(machine, memory(tiled=True, split=False))
+    card, ram = memory(tiled, split)
 
     speed = machine.tflops * 1e12 * EFFICIENCY
     step_s, unguided_step_s = (
-        _step_s(profile, shape, step_flop(shape, each) / speed) * correction.step
-        for each in (load, replace(load, guided=False))
+        _step_s(profile, shape, step_flop(shape, each) / speed, passes) * correction.step
+        for each, passes in ((load, 2 if split else 1), (replace(load, guided=False), 1))
     )
     rest_s = (coding_flop(shape, load) / speed + _moving_s(profile, shape)) * correction.rest
     unguided_steps = load.num_inference_steps - load.guided_steps
     seconds = step_s * load.guided_steps + unguided_step_s * unguided_steps + rest_s
-    return Estimate(seconds, step_s, round(card), round(ram), _disk_bytes(shape, load), tiled, correction)
+    return Estimate(seconds, step_s, round(card), round(ram), _disk_bytes(shape, load), tiled, split, correction)
 
 
-def _step_s(profile: Profile, shape: ModelShape, compute_s: float) -> float:
-    loop_bytes = shape.loop_weights * BYTES_PER_WEIGHT[profile.weights]
+def _step_s(profile: Profile, shape: ModelShape, compute_s: float, passes: int) -> float:
+    """Give the time of a step. passes: over the weights."""
+    loop_bytes = passes * shape.loop_weights * BYTES_PER_WEIGHT[profile.weights]
     if profile.weights == "nf4":
         compute_s *= NF4_COST
     match profile.offload:
@@ -269,12 +280,12 @@ def weight_bytes(profile: Profile, shape: ModelShape) -> dict[str, float]:
 
 
 def _memory(
-    machine: Machine, profile: Profile, shape: ModelShape, load: Workload, *, tiled: bool
+    machine: Machine, profile: Profile, shape: ModelShape, load: Workload, *, tiled: bool, split: bool
 ) -> tuple[float, float]:
     """Give the peak on the card and in RAM."""
     weights = weight_bytes(profile, shape)
     element_bytes = 4 if machine.device == "cpu" and profile.weights != "bf16" else 2
-    loop = activation_bytes(shape, load, element_bytes) * FRAGMENTATION
+    loop = activation_bytes(shape, load, element_bytes, split=split) * FRAGMENTATION
     coding = vae_bytes(shape, load, tiled=tiled) * FRAGMENTATION
     match profile.offload:
         case "none":

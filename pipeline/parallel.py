@@ -66,7 +66,7 @@ def lead(
 ) -> Iterator[DenoisingStep]:
     """Run the denoising loop with all followers in step; ended early, they end too."""
     arguments = (num_inference_steps, guidance_scale, resume_from, approximations)
-    _send((conditions, latents.cpu(), *arguments))
+    _send((pipe.splits_guidance, conditions, latents.cpu(), *arguments))
     try:
         for step in run_alone(pipe, conditions, latents, *arguments):
             yield step
@@ -92,7 +92,7 @@ def _await_request() -> Any:
 @torch.no_grad()
 def take_part(pipe: VideoAsPromptPipeline, request: Any) -> None:
     """Take part in one of the leader's loops, from what it sent."""
-    conditions, latents, *arguments = request
+    pipe.splits_guidance, conditions, latents, *arguments = request
     latents = latents.to(pipe._execution_device)
     for step in run_alone(pipe, conditions, latents, *arguments):
         replaced = _receive()

@@ -91,7 +91,9 @@ class Planner:
         """Remember what a run took, for the estimates to come. Of a run that left work out, its memory only."""
         predicted = predict(self.machine, plan.profile, self.shape, Workload.of(spec))
         rest_s = predicted.seconds - predicted.step_s * spec.num_inference_steps
+        alike = predicted.thrift == plan.estimate.thrift
         card = measured.card_bytes / predicted.card_bytes if measured.card_bytes and predicted.card_bytes else None
+        card = card if alike else None
         if not spec.is_exact:
             self._remember(plan, card=card)
             return
@@ -100,13 +102,14 @@ class Planner:
 
     def learn_failure(self, spec: GenerationSpec, plan: Plan) -> Suggestion | None:
         """Remember that a run ran out of memory. Gives what to try: a lighter profile, or a smaller setting."""
-        predicted = predict(self.machine, plan.profile, self.shape, Workload.of(spec))
-        there, taken = self.machine.card_bytes, predicted.card_bytes
+        there, taken = self.machine.card_bytes, plan.estimate.card_bytes / plan.estimate.correction.card
         beyond = there / taken if there and taken else FAILED_LEAST
         self._remember(plan, card=min(max(beyond * 1.02, FAILED_LEAST), FAILED_MOST), failed=True)
         now = self._plan(spec)
         if now.profile != plan.profile:
             return Suggestion({}, f"Try again, now in the lighter profile “{now.profile.name}”")
+        if now.estimate.thrift > plan.estimate.thrift:
+            return Suggestion({}, "Try again, now in smaller parts at a time")
         return self.suggest(spec)
 
     def _remember(
@@ -182,10 +185,12 @@ def _spell(changes: Mapping[str, str | int]) -> str:
     return " and ".join(words)
 
 
-def make_planner(model: str, wanted: str = AUTO, data_dir: Path | None = None) -> Planner:
-    """Make the planner of a model on this machine, without loading it.
+def make_planner(
+    model: str, wanted: str = AUTO, data_dir: Path | None = None, machine: Machine | None = None
+) -> Planner:
+    """Make the planner of a model on a machine, without loading it.
 
-    data_dir: the folder for what the runs teach; none: nothing is kept.
+    data_dir: the folder for what the runs teach; none: nothing is kept. machine: none: this one.
 
     Raises ModelError when there is no such model or profile.
     """
@@ -193,7 +198,7 @@ def make_planner(model: str, wanted: str = AUTO, data_dir: Path | None = None) -
     shape = read_shape(source.folder) if source.folder else ModelShape()  # only the released one is on the hub
     facts = read_facts(source.name, source.folder)
     history = History(data_dir / "runs.jsonl" if data_dir else None)
-    return Planner(facts, shape, look_at_machine(data_dir or Path()), history, wanted)
+    return Planner(facts, shape, machine or look_at_machine(data_dir or Path()), history, wanted)
 
 
 def read_facts(name: str, folder: Path | None) -> ModelFacts:

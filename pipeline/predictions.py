@@ -54,7 +54,7 @@ def _cell(machine: Machine, load: Workload) -> str:
     except ModelError:
         return "-"
     told = plan.estimate
-    tiles = ", tiled" if told.tiled else ""
+    tiles = (", tiled" if told.tiled else "") + (", split" if told.split else "")
     return f"{plan.profile.name}{tiles}: {spell_bytes(told.card_bytes or told.ram_bytes)}, {told.step_s:.3g} s"
 
 

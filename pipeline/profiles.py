@@ -16,10 +16,13 @@ from diffusers import BitsAndBytesConfig, TorchAoConfig
 from diffusers.hooks import HookRegistry, apply_group_offloading
 from torch import nn
 
-from pipeline.errors import OutOfMemoryError, StudioError, is_out_of_memory
+from pipeline.errors import InvalidInputError, OutOfMemoryError, StudioError, is_out_of_memory
 from pipeline.generate import GenerationResult, OnProgress, Progress, generate
 from pipeline.hardware import Machine, Plan, Profile, spell_bytes, spell_needs
+from pipeline.lora_shelf import NO_LORAS, LoraFile, LoraShelf
+from pipeline.loras import put_on, set_strength, take_off
 from pipeline.planner import Measured, Planner
+from pipeline.ranks import is_parallel
 from pipeline.spec import GenerationSpec
 
 log = logging.getLogger(__name__)
@@ -31,6 +34,7 @@ KEPT_IN_FORMAT = ["patch_embedding", "patch_embedding_mot_ref", "condition_embed
 KEPT_IN_FORMAT += ["proj_out"]
 MODELS = ("transformer", "text_encoder", "image_encoder", "vae")
 GROUP_HOOKS = ("lazy_prefetch_group_offloading", "layer_execution_tracker", "group_offloading")
+WITHOUT_LORAS = ("int8", "nf4")  # never tried with them
 # The layers that diffusers fetches one by one. All else that holds weights (norms, modulation tables) is small.
 FETCHED_LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -124,20 +128,62 @@ def _take_back(pipe: Any) -> None:
     pipe.memory_profile = None
 
 
+def apply_lora(pipe: Any, lora: LoraFile | None, strength: float, profile: Profile) -> list[str]:
+    """Put a LoRA on a pipeline, in the place of the one before. None, or strength 0: none is on.
+
+    One that is on already stays, and only its strength changes. The profile is to be applied afterwards: to put layers
+    in, weights that wait elsewhere are brought back.
+    Gives what of the file cannot be used, as `loras.put_on`. Raises InvalidInputError when the file does not fit, or
+    weights in this profile take none.
+    """
+    wanted = lora if strength else None
+    left_out: list[str] = []
+    if getattr(pipe, "worn_lora", None) != wanted:
+        if wanted is not None:
+            _require_lora_support(profile)
+        if getattr(pipe, "memory_profile", None) == profile and profile.offload == "none":
+            pipe.memory_profile = None  # nothing waits elsewhere; what is new goes to the device with the profile
+        _take_back(pipe)
+        if getattr(pipe, "worn_lora", None) is not None:
+            pipe.worn_lora = None
+            take_off(pipe)
+        if wanted is not None:
+            left_out = put_on(pipe, wanted)
+            pipe.worn_lora = wanted
+    if wanted is not None:
+        set_strength(pipe, strength)
+    return left_out
+
+
+def _require_lora_support(profile: Profile) -> None:
+    if profile.weights in WITHOUT_LORAS:
+        message = f"The profile “{profile.name}” takes no LoRA; start the program with another --profile for that."
+        raise InvalidInputError("lora", message)
+    if is_parallel():
+        raise InvalidInputError("lora", "A video that several processes make together takes no LoRA; use one process.")
+
+
 def generate_as_planned(
-    spec: GenerationSpec, pipe: Any, folder: Path, on_progress: OnProgress, planner: Planner
+    spec: GenerationSpec,
+    pipe: Any,
+    folder: Path,
+    on_progress: OnProgress,
+    planner: Planner,
+    loras: LoraShelf = NO_LORAS,
 ) -> GenerationResult:
     """Make a video as `generate` does, in the profile planned for it, and learn from what it took.
 
+    loras: where the LoRA that a spec names is; it stays on until a spec wants another, or none.
     Raises InvalidInputError, naming what would fit, when it cannot fit; OutOfMemoryError, all memory given back, when
     it does not after all; and what `generate` does.
     """
+    _refuse_what_ranks_cannot_share(spec)
     plan = planner.plan(spec)
     stopwatch = Stopwatch(on_progress)
     on_progress(Progress("reading", note=describe_plan(plan, planner.machine)))
     try:
-        apply_profile(pipe, plan.profile, torch.device(planner.machine.device))
-        result = _generate_measured(spec, pipe, folder, stopwatch, plan)
+        make_ready(spec, pipe, plan, planner.machine, loras, on_progress)
+        result = _generate_measured(spec, pipe, folder, stopwatch)
     except Exception as error:
         if isinstance(error, StudioError) or not is_out_of_memory(error):
             raise
@@ -151,13 +197,30 @@ def generate_as_planned(
     raise told
 
 
-def _generate_measured(
-    spec: GenerationSpec, pipe: Any, folder: Path, on_progress: OnProgress, plan: Plan
-) -> GenerationResult:
+def make_ready(
+    spec: GenerationSpec, pipe: Any, plan: Plan, machine: Machine, loras: LoraShelf, on_progress: OnProgress
+) -> None:
+    """Bring a pipeline into a plan's profile, with the LoRA that a spec names."""
+    left_out = apply_lora(pipe, loras.find(spec.lora), spec.lora_strength, plan.profile)
+    apply_profile(pipe, plan.profile, torch.device(machine.device))
+    if left_out:
+        note = f"Of the LoRA “{spec.lora}” {len(left_out)} changes cannot be used, such as {left_out[0]}"
+        on_progress(Progress("reading", note=note))
+    pipe.splits_guidance = plan.estimate.split
     if plan.estimate.tiled:
         pipe.vae.enable_tiling()
     else:
         pipe.vae.disable_tiling()
+
+
+def _refuse_what_ranks_cannot_share(spec: GenerationSpec) -> None:
+    # Each process would compare its own share of the tokens, decide otherwise than the others, and wait for ever.
+    if is_parallel() and spec.cache_threshold:
+        message = "Where several processes make a video together, steps cannot repeat others; set this to 0."
+        raise InvalidInputError("cache_threshold", message)
+
+
+def _generate_measured(spec: GenerationSpec, pipe: Any, folder: Path, on_progress: OnProgress) -> GenerationResult:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     return generate(spec, pipe, folder, on_progress)
@@ -182,6 +245,7 @@ def describe_plan(plan: Plan, machine: Machine) -> str:
     """Say before a run what it will take, for a log."""
     estimate = plan.estimate
     tiles = ", frames decoded in tiles" if estimate.tiled else ""
+    tiles += ", guidance branches one after the other" if estimate.split else ""
     return (
         f"Estimate: {estimate.seconds:.0f} s ({estimate.step_s:.2f} s a step), {spell_needs(machine, estimate)}, "
         f"{spell_bytes(estimate.disk_bytes)} of disk; profile {plan.profile.name}{tiles}"

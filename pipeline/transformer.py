@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
@@ -34,13 +35,6 @@ from torch import Tensor, nn
 
 REFERENCE_TIMESTEP = 1  # the reference is never noised; training gave it the schedule's last timestep
 ROTARY_THETA = 10_000.0
-
-
-class RotaryTable(NamedTuple):
-    """Rotation of every token: cosine and sine, each (1, S, 1, head_dim / 2), float32; time, rows, columns in turn."""
-
-    cos: Tensor
-    sin: Tensor
 
 
 class ProjectedTokens(NamedTuple):
@@ -72,7 +66,7 @@ class StreamConditions(NamedTuple):
 
     context: ContextStates
     time: Tensor
-    rotary: RotaryTable
+    rotary: Tensor
 
 
 class ReferenceConditions(NamedTuple):
@@ -84,7 +78,7 @@ class ReferenceConditions(NamedTuple):
     """
 
     time: Tensor
-    rotary: RotaryTable
+    rotary: Tensor
     context: ContextStates | None = None
     projected: ProjectedTokens | None = None
 
@@ -111,28 +105,30 @@ class RequestStates(NamedTuple):
 
     times: TimeStates
     reference_tokens: Tensor
-    rotary: RotaryTable
+    rotary: Tensor
     contexts: tuple[ContextStates, ...]
     references: tuple[ReferenceConditions | None, ...]
 
-    def first_rows(self, rows: int) -> "RequestStates":
-        """Give the same request for its first rows alone, such as those of the branch that follows the texts."""
+    def rows(self, start: int, stop: int) -> "RequestStates":
+        """Give the same request for some of its rows alone, such as those of one guidance branch."""
         references = (
-            reference and reference._replace(context=reference.context and _first_rows(reference.context, rows))
+            reference and reference._replace(context=reference.context and _rows(reference.context, start, stop))
             for reference in self.references
         )
-        contexts = tuple(_first_rows(context, rows) for context in self.contexts)
+        contexts = tuple(_rows(context, start, stop) for context in self.contexts)
         return self._replace(contexts=contexts, references=tuple(references))
 
 
-def _first_rows(context: ContextStates, rows: int) -> ContextStates:
+def _rows(context: ContextStates, start: int, stop: int) -> ContextStates:
     bias = context.text_bias
+    one_image = len(context.image_key) == 1  # for all rows
+    image_rows = slice(None) if one_image else slice(start, stop)
     return ContextStates(
-        context.text_key[:rows],
-        context.text_value[:rows],
-        context.image_key[:rows],
-        context.image_value[:rows],
-        None if bias is None else bias[:rows],
+        context.text_key[start:stop],
+        context.text_value[start:stop],
+        context.image_key[image_rows],
+        context.image_value[image_rows],
+        None if bias is None else bias[start:stop],
     )
 
 
@@ -158,14 +154,13 @@ def fold_padding(text_states: Tensor, total_rows: int) -> tuple[Tensor, Tensor]:
     return states, counts
 
 
-def rotate(states: Tensor, table: RotaryTable) -> Tensor:
-    """Turn neighbouring pairs of each head, (B, S, heads, head_dim), by the table's angles.
+def rotate(states: Tensor, rotary: Tensor) -> Tensor:
+    """Turn neighbouring pairs of each head, (B, S, heads, head_dim), as complex numbers by those of a table.
 
-    Source: arXiv:2104.09864, eq. 34.
+    Source: arXiv:2104.09864, eq. 34. One pass over the states, where sines and cosines of their own take six.
     """
-    first, second = states.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((first * table.cos - second * table.sin, first * table.sin + second * table.cos), dim=-1)
-    return turned.flatten(-2).type_as(states)
+    pairs = torch.view_as_complex(states.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotary).flatten(-2).type_as(states)
 
 
 class RotaryEmbedding(nn.Module):
@@ -179,8 +174,8 @@ class RotaryEmbedding(nn.Module):
         self.axis_dims = (head_dim - 2 * across, across, across)
         self.precedes_target = precedes_target
 
-    def forward(self, grid: tuple[int, int, int], device: torch.device) -> RotaryTable:
-        """Give the table of a grid of (frames, rows, columns) tokens.
+    def forward(self, grid: tuple[int, int, int], device: torch.device) -> Tensor:
+        """Give the table of a grid of (frames, rows, columns) tokens: e^(i angle), (1, S, 1, head_dim / 2), complex64.
 
         The target's frames stand at 0, 1, ...; the reference's at -frames, ..., -1, just before them, on the same rows
         and columns.
@@ -195,7 +190,7 @@ class RotaryEmbedding(nn.Module):
             shape[axis] = length
             angles.append(torch.outer(positions, frequencies).view(shape).expand(*grid, -1))
         table = torch.cat(angles, dim=-1).view(1, math.prod(grid), 1, -1)
-        return RotaryTable(table.cos().float().to(device), table.sin().float().to(device))
+        return torch.polar(torch.ones_like(table), table).to(torch.complex64).to(device)
 
 
 class JointAttnProcessor:
@@ -210,7 +205,7 @@ class JointAttnProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: None,
         attention_mask: None,
-        rotary_emb: RotaryTable,
+        rotary_emb: Tensor,
         reference: ReferenceAttention | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attend from (B, S, d) to (B, S, d); with a reference that asks too, give the pair (target, reference)."""
@@ -277,11 +272,11 @@ def project_context(attn: WanAttention, text: Tensor, image: Tensor, text_bias: 
     )
 
 
-def _project_query(attn: WanAttention, states: Tensor, rotary: RotaryTable) -> Tensor:
+def _project_query(attn: WanAttention, states: Tensor, rotary: Tensor) -> Tensor:
     return rotate(attn.norm_q(attn.to_q(states)).unflatten(2, (attn.heads, -1)), rotary)
 
 
-def _project_key_value(attn: WanAttention, states: Tensor, rotary: RotaryTable) -> tuple[Tensor, Tensor]:
+def _project_key_value(attn: WanAttention, states: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor]:
     key = rotate(attn.norm_k(attn.to_k(states)).unflatten(2, (attn.heads, -1)), rotary)
     return key, attn.to_v(states).unflatten(2, (attn.heads, -1))
 
@@ -392,12 +387,16 @@ def _modulation(table: Tensor, time: Tensor) -> tuple[Tensor, ...]:
     return (table + time.float()).chunk(6, dim=1)
 
 
-def _modulate(norm: nn.Module, states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return (norm(states.float()) * (1 + scale) + shift).type_as(states)
+def _modulate(norm: nn.LayerNorm, states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    if len(scale) > 1:  # rows at timesteps of their own, as in training
+        return torch.addcmul(shift, norm(states.float()), 1 + scale).type_as(states)
+    # the norm has no weights of its own, so the modulation takes their place: one pass over the states
+    modulation = ((1 + scale).flatten(), shift.flatten())
+    return F.layer_norm(states.float(), norm.normalized_shape, *modulation, norm.eps).type_as(states)
 
 
 def _add_gated(states: Tensor, update: Tensor, gate: Tensor) -> Tensor:
-    return (states.float() + update.float() * gate).type_as(states)
+    return torch.addcmul(states.float(), update.float(), gate).type_as(states)
 
 
 def _attend_context(norm: nn.Module, attn: WanAttention, states: Tensor, context: ContextStates) -> Tensor:
@@ -407,7 +406,7 @@ def _attend_context(norm: nn.Module, attn: WanAttention, states: Tensor, context
     return states + attn(norm(states.float()).type_as(states), context)
 
 
-def _feed_forward(norm: nn.Module, ffn: nn.Module, states: Tensor, modulation: Sequence[Tensor]) -> Tensor:
+def _feed_forward(norm: nn.LayerNorm, ffn: nn.Module, states: Tensor, modulation: Sequence[Tensor]) -> Tensor:
     shift, scale, gate = modulation
     return _add_gated(states, ffn(_modulate(norm, states, shift, scale)), gate)
 
@@ -435,8 +434,8 @@ class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
     # Tokens of both streams and their rotations are dealt out once each, as they are made; contexts stay whole. All
     # ranks together hold all tokens of both streams, so the joint attention comes out right.
     _cp_plan: ClassVar = {
-        "rope": {0: _split_tokens(expected_dims=4), 1: _split_tokens(expected_dims=4)},
-        "rope_mot_ref": {0: _split_tokens(expected_dims=4), 1: _split_tokens(expected_dims=4)},
+        "rope": {0: _split_tokens(expected_dims=4)},
+        "rope_mot_ref": {0: _split_tokens(expected_dims=4)},
         "token_split": {0: _split_tokens(expected_dims=3)},
         "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
     }
@@ -545,7 +544,7 @@ class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
         """
         device = reference_hidden_states.device
         grid = self._grid(reference_hidden_states)
-        rotary, reference_rotary = RotaryTable(*self.rope(grid, device)), RotaryTable(*self.rope_mot_ref(grid, device))
+        rotary, reference_rotary = self.rope(grid, device), self.rope_mot_ref(grid, device)
         temb, time, text, image = self.condition_embedder(timesteps, encoder_hidden_states, encoder_hidden_states_image)
         _, reference_time, reference_text, reference_image = self.condition_embedder_mot_ref(
             torch.full((1,), REFERENCE_TIMESTEP, device=device),

@@ -55,6 +55,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
     encoding_cache: where encodings are kept; in memory unless replaced by one with a folder.
     fingerprint: stands for the encoders' weights in the cache's keys.
+    splits_guidance: whether guidance branches run one after the other, which takes less memory; see `denoise`.
     loop: runs the denoising loop; `pipeline.parallel` puts one in its place that several devices share.
     """
 
@@ -91,6 +92,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         self.encoding_cache = EncodingCache()
         self.fingerprint = uuid.uuid4().hex
         self.loop: Loop = run_alone
+        self.splits_guidance = False
 
     @classmethod
     def from_pretrained(
@@ -367,7 +369,8 @@ def run_alone(
 ) -> Iterator[DenoisingStep]:
     """Run the denoising loop in this process."""
     scheduler = prepare_scheduler(pipe.scheduler, num_inference_steps, latents.device)
-    return denoise(pipe.transformer, scheduler, conditions, latents, guidance_scale, resume_from, approximations)
+    options = (resume_from, approximations, pipe.splits_guidance)
+    return denoise(pipe.transformer, scheduler, conditions, latents, guidance_scale, *options)
 
 
 def _number_format(model: torch.nn.Module) -> str:

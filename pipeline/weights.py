@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from pipeline import parallel
+from pipeline.attention import use_attention
 from pipeline.checkpoint import FOLDERS, load_components, load_transformer
 from pipeline.hardware import Machine, Profile
 from pipeline.model_progress import ModelProgress, OnModel, ignore
@@ -12,15 +13,22 @@ from pipeline.models import find_model
 from pipeline.planner import Planner, make_planner
 from pipeline.profiles import apply_profile, compute_dtype, quantization, store_weights
 from pipeline.ranks import is_parallel
-from pipeline.spec import ModelFacts
+from pipeline.spec import NATIVE_ATTENTION, ModelFacts
 from pipeline.video_as_prompt import VideoAsPromptPipeline
 
 
 def load_model(
-    name: str, on_progress: OnModel = ignore, planner: Planner | None = None
+    name: str,
+    on_progress: OnModel = ignore,
+    planner: Planner | None = None,
+    *,
+    placed: bool = True,
+    attention: str = NATIVE_ATTENTION,
 ) -> tuple[VideoAsPromptPipeline, ModelFacts]:
     """Load a model in the profile its planner starts with; none: the one that suits this machine best.
 
+    placed: bring the weights to where the profile says; if not, they stay in RAM until a run does.
+    attention: by its name; see `pipeline.attention`, which raises InvalidInputError where it cannot be used.
     Raises ModelError when it cannot fit, before anything is fetched or loaded; when its files are missing and cannot be
     fetched, or are not this model's.
     """
@@ -30,27 +38,31 @@ def load_model(
     planner = planner or make_planner(name)
     profile = planner.start.profile
     folder = source.folder or source.on_hub.fetch(on_progress)
-    pipe = load_in_profile(folder, profile, planner.machine, on_progress)
+    pipe = load_in_profile(folder, profile, planner.machine, on_progress, placed=placed)
+    use_attention(pipe.transformer, attention)
     if is_parallel():
         parallel.share_out(pipe)
     facts = ModelFacts(source.name, pipe.config.num_inference_steps, pipe.config.render_size)
     return pipe, facts
 
 
-def follow_leader(name: str, profile: str) -> None:
+def follow_leader(name: str, profile: str, attention: str = NATIVE_ATTENTION) -> None:
     """Load a model in a process that another one leads, and make videos with it until it ends; see `parallel.py`.
 
     Raises ModelError as `load_model` does.
     """
     parallel.join()
-    pipe, _ = load_model(name, planner=make_planner(name, profile))
+    pipe, _ = load_model(name, planner=make_planner(name, profile), attention=attention)
     parallel.follow(pipe)
 
 
 def load_in_profile(
-    folder: Path, profile: Profile, machine: Machine, on_progress: OnModel = ignore
+    folder: Path, profile: Profile, machine: Machine, on_progress: OnModel = ignore, *, placed: bool = True
 ) -> VideoAsPromptPipeline:
-    """Load the model in a folder in a profile. Raises ModelError when its files are missing or not this model's."""
+    """Load the model in a folder in a profile. placed: as in `load_model`.
+
+    Raises ModelError when its files are missing or not this model's.
+    """
     dtype = compute_dtype(profile, machine)
     # First, and brought into its format before the others come: RAM then never holds it whole beside them.
     on_progress(ModelProgress("loading", 0, len(FOLDERS)))
@@ -64,5 +76,6 @@ def load_in_profile(
     )
     pipe = VideoAsPromptPipeline(**parts)
     pipe.set_progress_bar_config(disable=True)
-    apply_profile(pipe, profile, torch.device(machine.device))
+    if placed:
+        apply_profile(pipe, profile, torch.device(machine.device))
     return pipe

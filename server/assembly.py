@@ -7,13 +7,15 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InvalidInputError, StudioError
+from pipeline.lora_shelf import NO_LORAS, LoraShelf
 from pipeline.model_progress import OnModel
 from pipeline.ranks import is_follower
-from pipeline.spec import GenerationRequest, GenerationSpec
+from pipeline.spec import NATIVE_ATTENTION, GenerationRequest, GenerationSpec
 from server.calls import ApiServices
 from server.certificates import load_certificate
 from server.fetch import Caller, FetchRules, SourceResolver
@@ -24,6 +26,7 @@ from server.keys import KEYS_FILE, KeyRing
 from server.loading import Gauge
 from server.settings import Settings, WorkerSettings, bind, prepare_environment, read_settings
 from server.signing import load_signer
+from server.space import describe_space, is_zero_gpu
 from server.studio import Studio, Uploads, load_secret
 from server.tls_front import TlsFront
 from server.webhooks import Webhooks
@@ -32,7 +35,9 @@ from server.workshop import Model, Workshop
 
 if TYPE_CHECKING:
     from pipeline.generate import GenerationResult, Progress
+    from pipeline.hardware import Machine
     from pipeline.planner import Planner
+    from server.zero_gpu import LentGpu
 
 SIGNING_FILE = "signing.key"
 DAY_S = 86_400.0
@@ -52,6 +57,15 @@ def open_queue(settings: Settings, files: FileStore) -> JobQueue:
     return JobQueue(url, files, limits=limits)
 
 
+def check_machine(settings: Settings) -> None:
+    """Raise InvalidInputError for a setting this machine cannot follow: its folder of LoRAs, its attention."""
+    LoraShelf(settings.lora_dir).names()
+    if settings.attention != NATIVE_ATTENTION and settings.worker:
+        from pipeline.attention import check_attention
+
+        check_attention(settings.attention)
+
+
 def make_worker(
     settings: Settings, queue: JobQueue, load: Callable[[], Model] | None = None, gauge: Gauge | None = None
 ) -> Worker:
@@ -59,14 +73,21 @@ def make_worker(
 
     load: gives the model, for an app that has begun to load it already and shows in `gauge` how far that is.
     """
-    shown = gauge or Gauge()
+    shown, loras = gauge or Gauge(), LoraShelf(settings.lora_dir)
+    lent_gpu = _make_lent_gpu(settings, shown) if is_zero_gpu() else None
 
     def generate(
         spec: GenerationSpec, pipe: Any, folder: Path, on_progress: Callable[["Progress"], None]
     ) -> "GenerationResult":
         # The operator's word is above the request's; the settings of the result then say that it was checked.
         checked = replace(spec, enable_safety_checker=True) if settings.force_safety_checker else spec
-        return _generate(checked, pipe, folder, on_progress, shown.planner)
+        if lent_gpu is not None:
+            return lent_gpu.generate(checked, pipe, folder, on_progress)
+        return _generate(checked, pipe, folder, on_progress, shown.planner, loras)
+
+    def check_media(request: GenerationRequest) -> None:
+        loras.find(request.lora)
+        (_check_media_safely if settings.force_safety_checker else _check_media)(request)
 
     caller = Caller(_rules(settings))
     workshop = Workshop(
@@ -76,7 +97,7 @@ def make_worker(
         store=queue.files,
         folder=settings.data_dir / "jobs",
         generate=generate,
-        check_media=_check_media_safely if settings.force_safety_checker else _check_media,
+        check_media=check_media,
     )
     return Worker(
         queue,
@@ -128,6 +149,9 @@ def make_studio(
         public_url=settings.public_url,
         how_far=lambda: gauge.progress if gauge else None,
         planner=lambda: gauge.planner if gauge else None,
+        loras=LoraShelf(settings.lora_dir),
+        on_submit=gauge.visitors.remember if gauge and gauge.visitors else lambda job_id: None,
+        about_space=describe_space(settings),
     )
 
 
@@ -155,6 +179,7 @@ def run_worker(arguments: Sequence[str]) -> int:
             _follow(settings)
             return 0
         prepare_environment(settings)
+        check_machine(settings)
         queue = open_queue(settings, open_files(settings))
     except StudioError as error:
         sys.stderr.write(f"{error.message}\n")
@@ -183,9 +208,11 @@ def make_load(settings: Settings, gauge: Gauge) -> Callable[[str, OnModel], Mode
         from pipeline.planner import make_planner
         from pipeline.weights import load_model
 
-        planner = make_planner(name, settings.profile, settings.data_dir)
+        machine = _look_at_lent_machine(settings) if is_zero_gpu() else None
+        planner = make_planner(name, settings.profile, settings.data_dir, machine)
         gauge.planner = planner
-        pipe, facts = load_model(name, on_progress, planner)
+        # What is lent is there during a run only: until then the weights wait where they were read.
+        pipe, facts = load_model(name, on_progress, planner, placed=not is_zero_gpu(), attention=settings.attention)
         pipe.encoding_cache = EncodingCache(settings.data_dir / "encodings")
         return pipe, facts
 
@@ -196,17 +223,37 @@ def _follow(settings: Settings) -> None:
     from pipeline.weights import follow_leader
 
     with suppress(KeyboardInterrupt):
-        follow_leader(settings.model, settings.profile)
+        follow_leader(settings.model, settings.profile, settings.attention)
 
 
 def _generate(
-    spec: GenerationSpec, pipe: Any, folder: Path, on_progress: Callable[["Progress"], None], planner: "Planner | None"
+    spec: GenerationSpec,
+    pipe: Any,
+    folder: Path,
+    on_progress: Callable[["Progress"], None],
+    planner: "Planner | None",
+    loras: LoraShelf = NO_LORAS,
 ) -> "GenerationResult":
     from pipeline.profiles import generate_as_planned
 
     if planner is None:
         raise StudioError("The model was loaded without a plan for this machine.")
-    return generate_as_planned(spec, pipe, folder, on_progress, planner)
+    return generate_as_planned(spec, pipe, folder, on_progress, planner, loras)
+
+
+def _make_lent_gpu(settings: Settings, gauge: Gauge) -> "LentGpu":
+    """Let a GPU be lent for each run, on behalf of the visitors that the gauge then knows."""
+    from server.zero_gpu import LentGpu, Visitors
+
+    gauge.visitors = Visitors()
+    generate = partial(_generate, loras=LoraShelf(settings.lora_dir))
+    return LentGpu(settings.model, gauge, gauge.visitors, generate)
+
+
+def _look_at_lent_machine(settings: Settings) -> "Machine":
+    from server.zero_gpu import look_at_lent_machine
+
+    return look_at_lent_machine(settings.model, settings.data_dir)
 
 
 def _check_media(request: GenerationRequest) -> None:

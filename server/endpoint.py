@@ -6,7 +6,6 @@ from typing import Any
 import gradio as gr
 from anyio.to_thread import run_sync
 
-from pipeline.check import check_inputs
 from pipeline.errors import StudioError
 from server.form import FIELDS, find_problems, read_form
 from server.job import Job
@@ -46,7 +45,7 @@ def offer_endpoint(page: Page, studio: Studio) -> None:
 
 
 def _submit(studio: Studio, values: list[Any], owner: str) -> Job:
-    if problems := find_problems(values, check_inputs):
+    if problems := find_problems(values, studio.check):
         raise StudioError(" ".join(problems.values()))
     return studio.submit(read_form(values), owner)
 

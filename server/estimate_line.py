@@ -62,7 +62,9 @@ class EstimateLine:
 
 
 def _read(values: Sequence[Any]) -> GenerationRequest | None:
-    given = {name: value for name, value in zip(COSTLY, values, strict=True) if value is not None and str(value).strip()}
+    given = {
+        name: value for name, value in zip(COSTLY, values, strict=True) if value is not None and str(value).strip()
+    }
     unimportant: dict[str, Any] = dict.fromkeys(REQUIRED, "-")
     try:
         return GenerationRequest(**unimportant, **given)

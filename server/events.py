@@ -46,7 +46,8 @@ def connect(page: Page, studio: Studio) -> None:
 def _follow_model(page: Page, studio: Studio) -> None:
     def describe_model() -> Updates:
         is_known = studio.model is None or studio.model.done()
-        return {page.model: _describe_model(studio), timer: gr.Timer(active=not is_known)}
+        about = panels.space_line(studio.about_space)
+        return {page.model: _describe_model(studio) + about, timer: gr.Timer(active=not is_known)}
 
     timer = gr.Timer(MODEL_POLL_S)
     for event in (page.blocks.load, timer.tick):

@@ -111,7 +111,7 @@ class FieldBuilder:
             info = "Calm steps repeat the one before. Quicker, but fine detail and motion may suffer. 0: off."
             add(_slider("cache_threshold", "Repeat steps that change less than", step=0.01, info=info))
         with self._field("guided_share") as add:
-            info = "The last steps go without guidance, in half the time, and follow the sentences less. 1: off."
+            info = "The last steps go without guidance, in half the time, and follow the sentences less. 1: guide all."
             add(_slider("guided_share", "Share of guided steps", step=0.05, info=info))
 
     def lora(self, names: Sequence[str]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import gradio as gr
 
-from pipeline.check import check_inputs
 from pipeline.errors import StudioError
 from server import panels
 from server.database import UnreachableError
@@ -88,7 +87,7 @@ class Desk:
 
     def submit(self, request: gr.Request, visitor: str | None, *values: Any) -> Updates:
         """Tell every problem at its field, or put the request in the queue."""
-        problems = find_problems(values, check_inputs)
+        problems = find_problems(values, self.studio.check)
         if problems:
             return tell_problems(self.form, problems)
         visitor = visitor or new_visitor()
@@ -161,6 +160,8 @@ class Desk:
         values = fill_from_settings({**request_settings(job), **way_out}, files)
         lost = {name: FILE_GONE for name in ("reference_video", "image") if name not in files}
         filled = dict(zip(self.form.inputs, values, strict=True))
+        if not self.form.offers_loras:
+            filled[self.form.fields["lora"]] = ""
         return {self.page.tabs: gr.Tabs(selected=CREATE_TAB), **filled, **tell_problems(self.form, lost)}
 
     def show(self, job: Job, *, may_stop: bool, shown_preview: str | None = None) -> Updates:

@@ -105,5 +105,7 @@ class FormKeeper:
         return {**filled, **told, self.page.kept_values: values, self.page.kept_files: kept_files}
 
     def _is_editable(self, name: str) -> bool:
-        """Whether a visitor may set this field: not the safety checker that the operator forces."""
+        """Whether a visitor may set this field: not the safety checker that the operator forces, nor what is hidden."""
+        if name == "lora" and not self.form.offers_loras:
+            return False
         return getattr(self.form.fields[name], "interactive", None) is not False

@@ -12,6 +12,7 @@ from server.workshop import Model
 
 if TYPE_CHECKING:
     from pipeline.planner import Planner
+    from server.zero_gpu import Visitors
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +20,13 @@ log = logging.getLogger(__name__)
 class Gauge:
     """Where one can look how far a model is that another thread loads, and what it will take to use it.
 
-    progress, planner: None before there is news.
+    progress, planner: None before there is news. visitors: who asked for which job, where a GPU is lent to them.
     """
 
     def __init__(self) -> None:
         self.progress: ModelProgress | None = None
         self.planner: Planner | None = None
+        self.visitors: Visitors | None = None
 
     def show(self, progress: ModelProgress) -> None:
         """Take the news."""

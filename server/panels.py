@@ -311,6 +311,11 @@ def model_elsewhere() -> str:
     return _model_card("The videos are made on other machines", "They take them in the order of the line.", "ready")
 
 
+def space_line(sentence: str) -> str:
+    """Say what is different on the Space that this runs on; nothing elsewhere."""
+    return f'<p class="space">{escape(sentence)}</p>' if sentence else ""
+
+
 def model_failed(sentence: str) -> str:
     """Say why there is no model."""
     return _model_card("There is no model to draw with", sentence, "failed")

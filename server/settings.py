@@ -1,6 +1,7 @@
 """Options and environment -> frozen Settings, read once, by app.py.
 
-An option on the command line wins over its STUDIO_ variable, which wins over Gradio's own variable.
+An option on the command line wins over its STUDIO_ variable, which wins over Gradio's own variable; a Hugging Face
+Space has defaults of its own.
 """
 
 import os
@@ -22,6 +23,8 @@ from pydantic_settings import (
 
 from pipeline.errors import InvalidInputError
 from pipeline.hardware import PROFILES
+from pipeline.spec import NATIVE_ATTENTION
+from server.space import space_defaults
 
 GRADIO_VARIABLES: Mapping[str, str] = {
     "host": "GRADIO_SERVER_NAME",
@@ -64,6 +67,10 @@ class Settings(BaseSettings):
     share: bool = Field(False, description="Also open a public gradio.live link.")
     model: str = Field("nano", description="nano, 14b, a folder in the released layout, or a hub repository.")
     profile: str = Field("auto", description="How the weights lie in memory; auto picks what fits this machine.")
+    attention: str = Field(
+        NATIVE_ATTENTION, description="What computes attention, by diffusers' names: flash, sage, xformers, flex ..."
+    )
+    lora_dir: Path | None = Field(None, description="Folder of LoRAs (*.safetensors) to choose from; none: no choice.")
     auth: SecretStr | None = Field(None, description="name:password that visitors must give.")
     data_dir: Path = Field(Path("data"), description="Folder for everything the app writes.")
     worker: bool = Field(True, description="Make the videos in this process; if not, workers elsewhere do.")
@@ -97,10 +104,10 @@ class Settings(BaseSettings):
             raise ValueError("no such profile")
         return profile
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "lora_dir")
     @classmethod
-    def _make_absolute(cls, data_dir: Path) -> Path:
-        return data_dir.expanduser().resolve()
+    def _make_absolute(cls, folder: Path | None) -> Path | None:
+        return folder and folder.expanduser().resolve()
 
     @classmethod
     def settings_customise_sources(
@@ -111,8 +118,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Rank the sources: what code gives, our variables, Gradio's."""
-        return init_settings, env_settings, InitSettingsSource(settings_cls, _read_gradio_variables())
+        """Rank the sources: what code gives, our variables, Gradio's, what a Space has."""
+        elsewhere = {**space_defaults(), **_read_gradio_variables()}
+        return init_settings, env_settings, InitSettingsSource(settings_cls, elsewhere)
 
     @property
     def login(self) -> tuple[str, str] | None:

@@ -81,7 +81,10 @@ def choose_model(settings: "Settings", plan: "Callable[[Settings], Planner] | No
 
 
 def _plan(settings: "Settings") -> "Planner":
-    """Raises ModelError when the disk has no room for the model's files, or the hub that knows their sizes is away."""
+    """Make the large model's planner for this machine.
+
+    Raises ModelError when the disk has no room for the model's files, or the hub that knows their sizes is away.
+    """
     from pipeline.models import find_model
     from pipeline.planner import make_planner
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.check import check_inputs
+from pipeline.lora_shelf import NO_LORAS, LoraShelf
 from pipeline.model_progress import ModelProgress
 from pipeline.spec import GenerationRequest
 from server.fetch import FILE_SCHEME
@@ -33,6 +35,7 @@ class Studio:
     model: the one of this process's worker; None where workers elsewhere make the videos. how_far: where its loading
     is, if there is news. planner: what knows the cost of a request, once there is one. browser_secret: what browsers
     keep for us is scrambled with it, which hides it and proves nothing; signer: marks what they cannot make up.
+    on_submit: told of each new job by its id. about_space: what visitors should know of the Space that this runs on.
     """
 
     queue: JobQueue
@@ -45,17 +48,27 @@ class Studio:
     public_url: str | None = None
     how_far: Callable[[], ModelProgress | None] = lambda: None
     planner: "Callable[[], Planner | None]" = lambda: None
+    loras: LoraShelf = NO_LORAS
+    on_submit: Callable[[str], None] = lambda job_id: None
+    about_space: str = ""
 
     @property
     def files(self) -> FileStore:
         """Give the store that everything made lies in."""
         return self.queue.files
 
+    def check(self, request: GenerationRequest) -> None:
+        """Look at what a request names before it waits. Raises InvalidInputError, MediaError."""
+        self.loras.find(request.lora)
+        check_inputs(request)
+
     def submit(self, request: GenerationRequest, owner: str) -> Job:
         """Store a request's files and put it in the queue. Raises QueueFullError."""
         fields = request.model_dump(mode="json", exclude=set(SOURCES), exclude_unset=True)
         sources = {name: FILE_SCHEME + self.uploads.keep(Path(getattr(request, name))) for name in SOURCES}
-        return self.queue.submit(JobRequest(fields, sources["reference_video"], sources["image"]), owner=owner)
+        job = self.queue.submit(JobRequest(fields, sources["reference_video"], sources["image"]), owner=owner)
+        self.on_submit(job.job_id)
+        return job
 
     def find(self, job_id: str | None) -> Job | None:
         """Give a job, whoever asks: its id cannot be guessed. Raises UnreachableError, even where no job is named."""

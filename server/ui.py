@@ -49,6 +49,11 @@ class Form:
         return [self.fields[field] for field in FIELDS]
 
     @property
+    def offers_loras(self) -> bool:
+        """Whether there is a LoRA to choose; if not, its field is hidden and stays empty."""
+        return len(getattr(self.fields["lora"], "choices", ())) > 1
+
+    @property
     def folds(self) -> list[gr.Accordion]:
         """Give what hides fields until it is opened."""
         return [self.more, self.faster]

@@ -22,11 +22,12 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import psutil
 from gradio.context import LocalContext
 from PIL import Image
 
 from pipeline.errors import InvalidInputError, StoppedError, StudioError
-from pipeline.hardware import GIB, Machine
+from pipeline.hardware import GIB, Machine, look_at_ram
 from pipeline.spec import GenerationSpec
 from server.background import in_background
 from server.loading import Gauge
@@ -51,13 +52,15 @@ def card_size(model: str) -> str:
     return "large" if model == "nano" else "xlarge"
 
 
-def lent_machine(model: str, here: Machine) -> Machine:
-    """Give the machine that a run has: the memory and disk of this one, and the card that is lent."""
-    card_bytes, tflops = CARDS[card_size(model)]
-    name = "a lent RTX PRO 6000" if card_size(model) == "xlarge" else "a lent half of an RTX PRO 6000"
-    return replace(
-        here, device="cuda", name=name, card_bytes=card_bytes, capability=(12, 0), cards=1, tflops=tflops
-    )
+def look_at_lent_machine(model: str, folder: Path) -> Machine:
+    """Give the machine that a run has: memory and disk of this one, and the card that is lent. folder: on the disk.
+
+    Not by `look_at_machine`: outside of a run `spaces` only pretends that there is a card.
+    """
+    size = card_size(model)
+    card_bytes, tflops = CARDS[size]
+    name = "a lent RTX PRO 6000" if size == "xlarge" else "a lent half of an RTX PRO 6000"
+    return Machine("cuda", name, card_bytes, (12, 0), 1, look_at_ram(), psutil.disk_usage(str(folder)).free, tflops)
 
 
 class Visitors:
@@ -145,15 +148,13 @@ class LentGpu:
         try:
             # The reports come in between: the context must be the worker's but for the two that `spaces` looks at.
             with self._visitors.stand_in(folder.name), closing(self._lend(spec, folder)) as news:
-                for item in news:
-                    if isinstance(item, Failure):
-                        raise item.rebuild()
-                    if not isinstance(item, Told):
-                        return item
-                    on_progress(item.progress)
+                outcome = _follow(news, on_progress)
         except gr.Error as error:
-            raise StudioError(f"ZeroGPU lends no GPU for this video: {error.message}") from error
-        raise StudioError("ZeroGPU took the GPU back before the video was done; please try again.")
+            words = str(error.message)  # not its own formatting, which may give HTML
+            raise StudioError(f"ZeroGPU did not make this video: {words}") from error
+        if isinstance(outcome, Failure):
+            raise outcome.rebuild()
+        return outcome
 
     def duration_s(self, spec: GenerationSpec, folder: Path) -> int:
         """Give the seconds to ask for, at most what the platform lends. Takes what the decorated function takes."""
@@ -217,6 +218,20 @@ class Portable:
             return replace(progress, preview=None)
         self._drawn_s = self._clock()
         return replace(progress, preview=Pictures(progress.preview.frames()))  # type: ignore[arg-type]
+
+
+def _follow(
+    news: "Iterator[Told | GenerationResult | Failure]", on_progress: Callable[["Progress"], None]
+) -> "GenerationResult | Failure":
+    """Pass reports on, to the end, after which the GPU is given back. Gives how it ended."""
+    taken_back = {"message": "The lent GPU was taken back before the video was done; please try again.", "field": None}
+    outcome: GenerationResult | Failure = Failure(StudioError, "taken back", taken_back)
+    for item in news:
+        if isinstance(item, Told):
+            on_progress(item.progress)
+        else:
+            outcome = item
+    return outcome
 
 
 def _outcome(running: "Future[GenerationResult]") -> "GenerationResult | Failure":

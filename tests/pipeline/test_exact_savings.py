@@ -83,6 +83,20 @@ def test_all_savings_together_change_no_number(case: Case, guidance_scale: float
     torch.testing.assert_close(fast, plain, atol=2e-5, rtol=0)
 
 
+def test_branches_one_after_the_other_give_the_same(case: Case) -> None:
+    """Splitting guidance, for small cards, changes no number: every block sees one row, twice a step."""
+    together = case.run()
+    rows: list[int] = []
+    case.pipe.transformer.blocks[3].register_forward_hook(lambda module, args, out: rows.append(len(out[0])))
+
+    scheduler = prepare_scheduler(case.pipe.scheduler, STEPS, CPU)
+    with torch.no_grad():
+        *_, last = denoise(case.pipe.transformer, scheduler, case.conditions, case.noise, 5.0, splits_guidance=True)
+
+    assert rows == [1] * (2 * STEPS)
+    torch.testing.assert_close(last.latents, together, atol=2e-5, rtol=0)
+
+
 def test_several_videos_of_one_request_are_those_of_several_requests(case: Case) -> None:
     """Rows of videos and of guidance branches do not mix."""
     noise = torch.cat([case.noise, case.noise.flip(2), case.noise.flip(3)])
@@ -124,7 +138,7 @@ def test_what_is_constant_is_computed_once_a_request(case: Case, constant: str) 
 
 
 def test_rotary_tables_are_made_once_a_request(case: Case) -> None:
-    """Both streams' tables, in float32."""
+    """Both streams' tables, in single precision."""
     made = []
     for rope in (case.pipe.transformer.rope, case.pipe.transformer.rope_mot_ref):
         rope.register_forward_hook(lambda module, args, table: made.append(table))
@@ -132,7 +146,7 @@ def test_rotary_tables_are_made_once_a_request(case: Case) -> None:
     case.run()
 
     assert len(made) == 2
-    assert {part.dtype for table in made for part in table} == {torch.float32}
+    assert {table.dtype for table in made} == {torch.complex64}
 
 
 @pytest.mark.parametrize("dead", ["attn1_mot_ref.to_q", "attn1_mot_ref.to_out.0", "attn2_mot_ref", "ffn_mot_ref.net"])

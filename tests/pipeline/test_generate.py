@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline import VideoAsPromptPipeline, media
-from pipeline.errors import StoppedError, UnsafeContentError
+from pipeline.errors import InvalidInputError, StoppedError, UnsafeContentError
 from pipeline.generate import GenerationResult, Progress, generate
 from pipeline.spec import GenerationRequest, GenerationSpec, ModelFacts, settle
 from tests.pipeline.test_safety import blobs_that_fool_the_classifier
@@ -112,6 +112,27 @@ def test_progress_goes_through_every_stage_and_step(make: Callable[..., Generati
     steps = [progress for progress in seen if progress.stage == "denoising"]
     assert [(progress.step, progress.total) for progress in steps] == [(step, 7) for step in range(1, 8)]
     assert all(len(progress.preview.frames()) == 3 for progress in steps)
+
+
+@pytest.mark.parametrize("field", ["cache_threshold", "guided_share"])
+def test_approximations_reach_the_loop(
+    make: Callable[..., GenerationResult], decoded: list[Tensor], field: str
+) -> None:
+    """What a spec gives up for speed makes another video, and stands in its settings."""
+    result = make("quick", **{field: 0.9 if field == "cache_threshold" else 0.5})
+    make("exact")
+
+    quick, exact = decoded
+    assert not torch.equal(quick, exact)
+    assert result.settings[field] in (0.9, 0.5)
+
+
+def test_a_lora_that_is_not_on_the_model_is_never_left_out(make: Callable[..., GenerationResult]) -> None:
+    """Called without what puts it on, the run ends with a sentence; at strength 0 there is nothing to put on."""
+    with pytest.raises(InvalidInputError, match="The LoRA wanted is “fast”, and on the model is “None”"):
+        make(lora="fast")
+
+    make("off", lora="fast", lora_strength=0.0)
 
 
 @pytest.mark.parametrize("stops_at", [1, 5, 6, 7])

@@ -35,14 +35,15 @@ BY_NAME = {profile.name: profile for profile in PROFILES}
     ("machine", "load", "profile"),
     [
         (card(80), USUAL, "resident"),
-        (card(80), LARGE, "model"),
+        (card(80), LARGE, "resident"),
         (card(48), SMALL, "model"),
-        (card(48), USUAL, "stream"),
+        (card(48), USUAL, "model"),
+        (card(48), LARGE, "stream"),
         (card(24), USUAL, "stream"),
         (card(24, ram_gib=48), USUAL, "fp8-stream"),
         (card(24, ram_gib=32, packages=frozenset({"bitsandbytes"})), USUAL, "nf4"),
         (card(16), USUAL, "stream"),
-        (card(12), SMALL, "stream"),
+        (card(12), USUAL, "stream"),
         (card(8), SMALL, "stream"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -55,6 +56,26 @@ def test_a_machine_gets_the_best_profile_that_fits(machine: Machine, load: Workl
     assert fits(machine, plan.estimate)
 
 
+@pytest.mark.parametrize(("gib", "tiled", "split"), [(24, False, False), (12, True, True)])
+def test_what_would_not_fit_otherwise_is_made_in_smaller_parts(gib: int, tiled: bool, split: bool) -> None:
+    """On a small card frames are decoded in tiles, and guidance branches run one after the other, exactly."""
+    estimate = choose_profile(card(gib), RELEASED, USUAL).estimate
+
+    assert (estimate.tiled, estimate.split) == (tiled, split)
+
+
+def test_unguided_steps_count_as_the_one_branch_they_are() -> None:
+    """Half of the steps guided is half way between all and none; memory is that of the guided ones."""
+    whole, half, none = (
+        predict(card(80), BY_NAME["resident"], RELEASED, replace(USUAL, guided_share=share))
+        for share in (1.0, 0.5, 0.0)
+    )
+
+    assert half.seconds == pytest.approx((whole.seconds + none.seconds) / 2)
+    assert none.seconds < 0.6 * whole.seconds
+    assert (half.step_s, half.card_bytes) == (whole.step_s, whole.card_bytes)
+
+
 def test_a_plan_says_why() -> None:
     """The reason names what the profile takes, and what the better one would have taken."""
     reason = choose_profile(card(24), RELEASED, USUAL).reason
@@ -62,7 +83,7 @@ def test_a_plan_says_why() -> None:
     assert reason.startswith(
         "Each layer is fetched while the one before it computes. The weights take 52 GB, a run 12 GB"
     )
-    assert "“model” would take 50 GB on the card" in reason
+    assert "“model” would take 46 GB on the card" in reason
     assert "there is 24 GB on the card, 128 GB of RAM" in reason
 
 
@@ -73,7 +94,7 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
     with pytest.raises(ModelError) as refusal:
         choose_profile(machine, RELEASED, USUAL, among=[BY_NAME["resident"]])
 
-    assert "in the profile “resident” they take 63 GB on the card" in refusal.value.message
+    assert "in the profile “resident” they take 59 GB on the card" in refusal.value.message
     assert refusal.value.message.endswith("the profile “stream” would fit.")
 
 

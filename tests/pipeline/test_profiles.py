@@ -16,17 +16,19 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline import media, profiles
-from pipeline.errors import OutOfMemoryError, StudioError, Suggestion
+from pipeline.errors import InvalidInputError, OutOfMemoryError, StudioError, Suggestion
 from pipeline.estimate import read_shape
 from pipeline.generate import Progress
 from pipeline.hardware import PROFILES, Profile, look_at_machine
 from pipeline.history import History
+from pipeline.lora_shelf import LoraShelf
 from pipeline.models import NANO_FOLDER
 from pipeline.planner import Planner, read_facts
 from pipeline.profiles import Stopwatch, apply_profile, generate_as_planned
 from pipeline.spec import GenerationRequest, GenerationSpec, ModelFacts, settle
 from pipeline.weights import load_in_profile
 from tests.pipeline.conftest import GOLDEN, read_golden
+from tests.pipeline.lora_files import lightx2v_weights, write_lora
 from tests.pipeline.machines import processor
 
 BY_NAME = {profile.name: profile for profile in PROFILES}
@@ -188,6 +190,43 @@ def test_a_run_says_before_what_it_will_take(run: Callable[..., Any]) -> None:
     assert notes[0].startswith("Estimate: ")
     assert notes[0].endswith("of disk; profile float32")
     assert not any(notes[1:])
+
+
+def test_a_run_puts_on_the_lora_it_names(spec: GenerationSpec, planner: Planner, tmp_path: Path) -> None:
+    """It stays for the next run, which may want another strength, and is gone for one that names none."""
+    pipe = load_in_profile(GOLDEN / "tiny_vap", planner.start.profile, planner.machine)
+    shelf = LoraShelf(tmp_path)
+    norm = {"diffusion_model.blocks.1.self_attn.norm_q.diff": torch.ones(48)}
+    write_lora(tmp_path / "fast.safetensors", lightx2v_weights() | norm)
+    notes: list[str] = []
+
+    def make(**changes: Any) -> set[float]:
+        made = replace(spec, render_height=16, render_width=32, **changes)
+        (tmp_path / "job").mkdir(exist_ok=True)
+        generate_as_planned(made, pipe, tmp_path / "job", lambda told: notes.append(told.note), planner, shelf)
+        layer = pipe.transformer.blocks[0].attn1.to_q
+        return set(getattr(layer, "scaling", {}).values())
+
+    assert make(lora="fast") == {1.0}
+    assert (
+        "Of the LoRA “fast” 1 changes cannot be used, such as diffusion_model.blocks.1.self_attn.norm_q.diff" in notes
+    )
+    assert make(lora="fast", lora_strength=0.5) == {0.5}
+    assert make() == set()
+    with pytest.raises(InvalidInputError, match="There is no LoRA “slow” here; there are fast"):
+        make(lora="slow")
+
+
+def test_several_processes_cannot_repeat_steps(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would decide by its own tokens, and wait for the others for ever; it is refused before anything is done."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    seen: list[Progress] = []
+
+    with pytest.raises(InvalidInputError, match="steps cannot repeat others") as caught:
+        run(seen.append, cache_threshold=0.1)
+
+    assert caught.value.field == "cache_threshold"
+    assert seen == []
 
 
 def test_a_finished_run_corrects_the_next_estimate(

@@ -30,6 +30,15 @@ def test_the_defaults_are_the_endpoints() -> None:
     assert (made.num_frames, made.fps, made.aspect_ratio, made.resolution) == (49, 16, "9:16", "480p")
     assert (made.guidance_scale, made.enable_safety_checker) == (5.0, True)
     assert (made.num_inference_steps, made.negative_prompt) == (50, None)
+    assert (made.cache_threshold, made.guided_share, made.lora, made.lora_strength) == (0.0, 1.0, None, 1.0)
+    assert made.is_exact
+
+
+@pytest.mark.parametrize("changes", [{"cache_threshold": 0.01}, {"guided_share": 0.99}])
+def test_a_spec_knows_what_is_not_exact(changes: dict[str, Any]) -> None:
+    """A LoRA changes the model, not how exactly it is computed."""
+    assert not settled(**changes).is_exact
+    assert settled(lora="fast").is_exact
 
 
 SIZES = [
@@ -91,6 +100,10 @@ ALLOWED = [
     ("prompt", ["a", "a" * spec.MAX_TEXT_LENGTH]),
     ("negative_prompt", [None, "", "a" * spec.MAX_TEXT_LENGTH]),
     ("reference_start_s", [0, 12.5, None]),
+    ("cache_threshold", [0, 1]),
+    ("guided_share", [0, 1]),
+    ("lora", ["a", "a" * spec.MAX_NAME_LENGTH, None]),
+    ("lora_strength", [0, 2]),
 ]
 
 
@@ -125,6 +138,10 @@ REFUSED = [
     ("reference_start_s", -1, "The start of the reference is -1; it can be 0 or more."),
     ("reference_end_s", 0, "The end of the reference is 0; it must be above 0."),
     ("enable_safety_checker", "perhaps", "The safety checker switch is 'perhaps'; it is either on or off."),
+    ("cache_threshold", 1.1, "The share of change to repeat a step below is 1.1; it can be from 0 to 1."),
+    ("guided_share", -0.1, "The share of guided steps is -0.1; it can be from 0 to 1."),
+    ("lora", "a" * 201, "The LoRA has 201 characters; keep it to 200."),
+    ("lora_strength", 2.1, "The strength of the LoRA is 2.1; it can be from 0 to 2."),
     ("effect", 1, "“effect” is not a setting of a generation; leave it out."),
 ]
 

@@ -8,13 +8,25 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
+from pipeline.errors import InvalidInputError
+from pipeline.lora_shelf import LoraShelf
 from pipeline.model_progress import ignore
 from pipeline.spec import GenerationRequest, ModelFacts, settle
 from server import assembly
-from server.assembly import make_api, make_load, make_worker, open_files, open_queue, run_worker
+from server.assembly import (
+    check_machine,
+    make_api,
+    make_load,
+    make_studio,
+    make_worker,
+    open_files,
+    open_queue,
+    run_worker,
+)
 from server.jobs import JobQueue, QueueFullError
 from server.loading import Gauge
 from server.settings import Settings
@@ -111,6 +123,70 @@ def test_an_operator_can_force_the_safety_checker(
     workshop.generate(settle(request, ModelFacts("x"), Random()), None, tmp_path, lambda progress: None)
 
     assert checked == [forced, forced]
+
+
+def test_a_lora_that_is_not_there_is_refused_before_the_model_is_asked(
+    tmp_path: Path, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker looks in the operator's folder, by name; where none is given there are none."""
+    monkeypatch.setattr(assembly, "_check_media", lambda request: None)
+    loras: list[object] = []
+    monkeypatch.setattr(assembly, "_generate", lambda *given: loras.append(given[-1]))
+    (tmp_path / "fast.safetensors").touch()
+    texts = {"prompt": "a", "video_description": "b", "reference_video": "c", "image": "d"}
+    request = GenerationRequest(**texts, lora="fast")
+    workshop = make_worker(Settings(data_dir=tmp_path, lora_dir=tmp_path), queue)._workshop
+
+    workshop.check_media(request)
+    workshop.generate(settle(request, ModelFacts("x"), Random()), None, tmp_path, lambda progress: None)
+
+    assert loras == [LoraShelf(tmp_path)]
+    with pytest.raises(InvalidInputError, match="There is no LoRA “other” here; there are fast"):
+        workshop.check_media(GenerationRequest(**texts, lora="other"))
+    with pytest.raises(InvalidInputError, match="there are none to choose from"):
+        make_worker(Settings(data_dir=tmp_path), queue)._workshop.check_media(request)
+
+
+def test_the_page_tells_of_a_lora_that_is_not_there(tmp_path: Path, queue: JobQueue) -> None:
+    """Before the request waits."""
+    settings = Settings(data_dir=tmp_path, lora_dir=tmp_path)
+    studio = make_studio(settings, make_api(settings, queue), None)
+    texts = {"prompt": "a", "video_description": "b", "reference_video": "c", "image": "d"}
+
+    with pytest.raises(InvalidInputError, match="There is no LoRA “fast” here"):
+        studio.check(GenerationRequest(**texts, lora="fast"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"lora_dir": Path("/nowhere")}, "The folder “/nowhere” for LoRAs cannot be read"),
+        ({"attention": "quick"}, "The attention “quick” cannot be used: there is none of that name"),
+    ],
+)
+def test_what_this_machine_has_not_is_told_at_the_start(changes: dict[str, Any], sentence: str) -> None:
+    """A folder, an attention; a program without a worker needs no attention."""
+    check_machine(Settings())
+    check_machine(Settings(attention="quick", worker=False))
+
+    with pytest.raises(InvalidInputError, match=sentence):
+        check_machine(Settings(**changes))
+
+
+def test_the_model_is_loaded_with_the_attention_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker, and a follower of several processes, use what the operator named."""
+    named: list[str] = []
+
+    def use(transformer: Any, name: str) -> None:
+        named.append(name)
+        raise InvalidInputError("attention", "Not here.")  # which ends the loading
+
+    monkeypatch.setattr("pipeline.weights.use_attention", use)
+
+    with pytest.raises(InvalidInputError, match="Not here"):
+        make_load(Settings(data_dir=tmp_path, attention="flash"), Gauge())("nano", ignore)
+
+    assert named == ["flash"]
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from server.ui import build_page
 from tests.pipeline.machines import card
 from tests.server.fake_generation import make_request
 
-USUAL: tuple[Any, ...] = ("480p", 49, "", 5.0)
+USUAL: tuple[Any, ...] = ("480p", 49, "", 5.0, 1.0)
 
 
 @pytest.fixture
@@ -80,21 +80,29 @@ def test_the_line_tells_time_memory_and_profile(line: EstimateLine) -> None:
     assert "of disk, profile stream" in told
 
 
-@pytest.mark.parametrize("values", [("580p", *USUAL[1:]), ("480p", 81, "", 5.0), ("480p", 49, "60", 5.0)])
+@pytest.mark.parametrize("values", [("580p", *USUAL[1:]), ("480p", 81, "", 5.0, 1.0), ("480p", 49, "60", 5.0, 1.0)])
 def test_more_takes_longer(line: EstimateLine, values: tuple[Any, ...]) -> None:
     """Resolution, frames and steps change the line."""
     assert line.tell(*values) != line.tell(*USUAL)
 
 
+def test_unguided_steps_take_less_time(line: EstimateLine) -> None:
+    """A share of 0, which nothing may take for an empty field, is told as quicker; without guidance it is no matter."""
+    assert line.tell(*USUAL[:4], 0) not in ("", line.tell(*USUAL))
+    assert line.tell("480p", 49, "", 1.0, 0) == line.tell("480p", 49, "", 1.0, 1.0)
+
+
 def test_what_does_not_fit_is_told_with_what_does(line: EstimateLine) -> None:
     """Before it is asked for."""
-    told = line.tell("720p", 81, "", 5.0)
+    told = line.tell("720p", 81, "", 5.0, 1.0)
 
     assert "estimate failed" in told
     assert "Try 480p." in told
 
 
-@pytest.mark.parametrize("values", [("480p", 50, "", 5.0), ("480p", 49, "many", 5.0), ("480p", None, "", 500)])
+@pytest.mark.parametrize(
+    "values", [("480p", 50, "", 5.0, 1.0), ("480p", 49, "many", 5.0, 1.0), ("480p", None, "", 500, 1.0)]
+)
 def test_a_field_that_is_not_in_order_is_no_error_here(line: EstimateLine, values: tuple[Any, ...]) -> None:
     """Its problem is told at the field."""
     assert line.tell(*values) == ""

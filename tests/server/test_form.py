@@ -37,6 +37,10 @@ FILLED = {
     "negative_prompt": "",
     "reference_start_s": "",
     "reference_end_s": "",
+    "cache_threshold": 0,
+    "guided_share": 1,
+    "lora": "",
+    "lora_strength": 1,
     "enable_safety_checker": True,
 }
 
@@ -136,6 +140,7 @@ def test_a_file_that_is_gone_leaves_its_field_empty() -> None:
 
     assert (form["reference_video"], form["image"], form["video_description"]) == (None, None, "")
     assert (form["num_frames"], form["seed"], form["enable_safety_checker"]) == (49, "", True)
+    assert (form["cache_threshold"], form["guided_share"], form["lora"], form["lora_strength"]) == (0, 1, "", 1)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +176,9 @@ def test_what_fits_is_read_and_the_rest_left_out(changes: dict[str, Any], left_o
         ("num_frames", 122, 49),
         ("num_frames", True, 49),
         ("num_frames", "21", 49),
+        ("guided_share", 0, 0),
+        ("guided_share", 1.1, 1.0),
+        ("cache_threshold", -0.1, 0.0),
         ("aspect_ratio", "16:9", "16:9"),
         ("aspect_ratio", "1:1", "9:16"),
         ("resolution", None, "480p"),
@@ -187,6 +195,6 @@ def test_a_field_takes_back_what_it_can_hold(field: str, kept: Any, restored: An
 def test_every_field_is_known_by_its_kind() -> None:
     """A new slider or choice would otherwise be brought back as a text."""
     texts = {"video_description", "prompt", "negative_prompt", "seed", "num_inference_steps"}
-    texts |= {"reference_start_s", "reference_end_s"}
+    texts |= {"reference_start_s", "reference_end_s", "lora"}
 
     assert set(FIELDS) == texts | set(SLIDERS) | set(CHOICES) | {*SOURCES, "enable_safety_checker"}

@@ -128,6 +128,18 @@ def test_settings_are_listed_with_what_was_given_escaped() -> None:
     assert "Negative prompt" not in markup
 
 
+def test_what_a_result_did_not_use_is_not_listed() -> None:
+    """Approximations and a LoRA show where they were used; older results, which know of neither, list neither."""
+    off = SETTINGS | {"cache_threshold": 0.0, "guided_share": 1.0, "lora": None, "lora_strength": 0.8}
+    used = off | {"cache_threshold": 0.1, "guided_share": 0.5, "lora": "fast"}
+
+    assert panels.settings_list(off, 1.0) == panels.settings_list(SETTINGS, 1.0)
+    for row in ("Steps repeated below</dt><dd>0.1", "Share of guided steps</dt><dd>0.5"):
+        assert row in panels.settings_list(used, 1.0)
+    assert "LoRA</dt><dd>fast" in panels.settings_list(used, 1.0)
+    assert "LoRA strength</dt><dd>0.8" in panels.settings_list(used, 1.0)
+
+
 def test_a_model_that_draws_at_full_size_is_not_said_to_be_scaled() -> None:
     """The size it was drawn at is listed only where it differs."""
     same = SETTINGS | {"render_width": 480, "render_height": 832}

@@ -84,6 +84,7 @@ def test_what_is_left_out_is_left_to_the_request() -> None:
 def test_our_own_settings_may_be_sent_too() -> None:
     """What the page can set beyond fal's fields can be sent by our names."""
     more = {"negative_prompt": "rain", "num_inference_steps": 20, "reference_start_s": 1.0, "reference_end_s": 2.0}
+    more |= {"cache_threshold": 0.1, "guided_share": 0.5, "lora": "fast", "lora_strength": 0.8}
 
     assert read_input(BODY | more).fields.items() >= more.items()
 

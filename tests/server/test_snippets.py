@@ -46,7 +46,8 @@ def test_every_setting_of_the_page_can_be_sent() -> None:
     """What a program sends is read as the settings it was made of."""
     settings = SETTINGS | {"num_frames": 81, "aspect_ratio": "16:9", "resolution": "720p", "guidance_scale": 3.0}
     settings |= {"num_inference_steps": 9, "reference_start_s": 1.0, "reference_end_s": 2.0, "negative_prompt": "rain"}
-    settings |= {"enable_safety_checker": False}
+    settings |= {"enable_safety_checker": False, "cache_threshold": 0.1, "guided_share": 0.5}
+    settings |= {"lora": "fast", "lora_strength": 0.8}
 
     read = read_input(wire_input(settings))
 

@@ -1,7 +1,7 @@
 """The page's layout and its endpoints, as Gradio will serve them."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from typing import Any
@@ -13,7 +13,8 @@ from pipeline.spec import default, limits
 from server.assembly import make_api, make_studio, open_files, open_queue
 from server.code_tab import SNIPPETS
 from server.events import connect
-from server.form import FIELDS
+from server.form import FIELDS, SLIDERS
+from server.page_events import tell_problems
 from server.settings import Settings
 from server.ui import Page, build_page
 
@@ -39,7 +40,7 @@ def test_the_form_has_a_field_and_a_place_for_a_problem_for_everything(page: Pag
     assert set(page.form.fields) == set(page.form.problems) == set(FIELDS)
 
 
-@pytest.mark.parametrize("field", ["num_frames", "fps", "guidance_scale"])
+@pytest.mark.parametrize("field", SLIDERS)
 def test_sliders_have_the_limits_and_defaults_of_a_request(page: Page, field: str) -> None:
     """They are read from the spec, not typed again."""
     slider: Any = page.form.fields[field]
@@ -73,5 +74,30 @@ def test_nobody_switches_a_forced_safety_checker_off() -> None:
     assert (box.value, box.interactive) == (True, False)
 
 
-async def _build(*, forced: bool) -> Page:
-    return build_page(load_presets(), "0" * 16, safety_forced=forced)
+def test_loras_are_offered_where_there_are_some() -> None:
+    """By name, with "none" first and chosen; any other name may be typed, to be told that it is not there."""
+    without, with_some = (asyncio.run(_build(loras=loras)).form for loras in ((), ("fast", "style")))
+    field: Any = with_some.fields["lora"]
+
+    assert (without.offers_loras, with_some.offers_loras) == (False, True)
+    assert (_is_shown(without.fields["lora"]), _is_shown(field)) == (False, True)
+    assert field.choices == [("none", ""), ("fast", "fast"), ("style", "style")]
+    assert (field.value, field.allow_custom_value) == ("", True)
+
+
+def test_what_folds_away_is_closed_and_opens_for_a_problem_inside() -> None:
+    """A problem of "Faster, less exact" opens "More settings" around it as well."""
+    form = asyncio.run(_build()).form
+
+    assert [fold.open for fold in form.folds] == [False, False]
+    assert tell_problems(form, {"guidance_scale": "No."}).keys() & set(form.folds) == {form.more}
+    assert tell_problems(form, {"guided_share": "No."}).keys() & set(form.folds) == {form.more, form.faster}
+    assert tell_problems(form, {"seed": "No."}).keys() & set(form.folds) == set()
+
+
+def _is_shown(block: Any) -> bool:
+    return block is None or (bool(getattr(block, "visible", True)) and _is_shown(block.parent))
+
+
+async def _build(*, forced: bool = False, loras: Sequence[str] = ()) -> Page:
+    return build_page(load_presets(), "0" * 16, safety_forced=forced, loras=loras)

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: env run check test format nano-train nano-eval
+.PHONY: env run check test format bench nano-train nano-eval
 
 env: $(VENV)/.runs
 
@@ -31,6 +31,10 @@ format: $(VENV)/.tests
 test: $(VENV)/.tests  ## all tests
 	tests/install_programs.sh
 	$(BIN)/python -m pytest
+
+# BENCH="--reference CHECKOUT --diffsynth FOLDER --dtype bfloat16" compares; python -m benchmarks.denoising --help says how
+bench: $(VENV)/.tests  ## the denoising loop on a small twin of the 14B
+	$(BIN)/python -m benchmarks.denoising $(BENCH)
 
 nano-train: $(VENV)/.tests  ## train the small model from nothing, or go on where the last sitting ended
 	$(BIN)/python -m training

@@ -254,11 +254,12 @@ def main() -> None:
     inputs = load_file(Path(folder) / "inputs.safetensors")
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not mix with the answers
     begin = builders[name](load_file(Path(folder) / "weights.safetensors"), inputs, getattr(torch, dtype_name))
+    loaded = resident_mb(peak=False)
     run(begin, inputs["noise"], 1)
     print("{}", file=answers, flush=True)
     for _ in sys.stdin:
         reset_peak()
-        loaded, began = resident_mb(peak=False), time.process_time()
+        began = time.process_time()
         latents = run(begin, inputs["noise"], int(steps))
         figures = {"cpu_s": time.process_time() - began, "peak_mb": resident_mb(peak=True) - loaded}
         torch.save(latents, output)

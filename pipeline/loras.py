@@ -1,4 +1,4 @@
-"""LoRAs on the base transformer: read from diffusers', lightx2v's or musubi's format, checked, put on, taken off.
+"""LoRAs on the base transformer: read from diffusers' or lightx2v's format, checked, put on, taken off.
 
 The reference expert has weights of its own that no LoRA was made for; it stays as it is.
 """

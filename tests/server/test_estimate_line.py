@@ -94,10 +94,10 @@ def test_unguided_steps_take_less_time(line: EstimateLine) -> None:
 
 def test_what_does_not_fit_is_told_with_what_does(line: EstimateLine) -> None:
     """Before it is asked for."""
-    told = line.tell("720p", 81, "", 5.0, 1.0)
+    told = line.tell("720p", 121, "", 5.0, 1.0)
 
     assert "estimate failed" in told
-    assert "Try 480p." in told
+    assert "Try 580p." in told
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_the_models_card_names_the_profile_and_why(planner: Planner) -> None:
     told = panels.model_ready(planner.facts, planner.start)
 
     assert "Profile “stream”: Each layer is fetched" in told
-    assert "“model” would take 50 GB on the card" in told
+    assert "“model” would take 46 GB on the card" in told
 
 
 def fail(queue: JobQueue, error: JobError) -> Job:

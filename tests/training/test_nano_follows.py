@@ -1,0 +1,82 @@
+"""The shipped weights take the effect from the reference: a short version of `make nano-eval`."""
+
+import pytest
+import torch
+
+from pipeline import VideoAsPromptPipeline
+from pipeline.models import NANO_FOLDER
+from training.components import build_transformer
+from training.effects import EFFECTS, Effect
+from training.evaluate import Trial, draw_trials, generate
+from training.sittings import psnr
+
+TOLD_APART = ("sunset", "black", "white", "negative", "iris")
+OPTIONS = {"num_inference_steps": 8, "guidance_scale": 1.0}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> VideoAsPromptPipeline:
+    pipe = VideoAsPromptPipeline.from_pretrained(NANO_FOLDER)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def choose_trials() -> list[Trial]:
+    """One held-out scene for each of the effects to tell apart."""
+    trials = {trial.effect.name: trial for trial in draw_trials(seed=5, rounds=1, frames=17)}
+    return [trials[name] for name in TOLD_APART]
+
+
+def nearest(trial: Trial, result: torch.Tensor) -> str:
+    """Give the effect whose true video of the same scene is nearest to a result."""
+    effects: list[Effect] = [effect for effect in EFFECTS if effect.name in TOLD_APART]
+    return min(effects, key=lambda effect: (trial.truth(effect) - result).square().mean().item()).name
+
+
+def count_hits(pipe: VideoAsPromptPipeline) -> int:
+    return sum(nearest(trial, generate(pipe, trial, OPTIONS)) == trial.effect.name for trial in choose_trials())
+
+
+@pytest.mark.slow
+def test_the_effect_comes_from_the_reference(pipe: VideoAsPromptPipeline) -> None:
+    """Without a caption, on scenes never trained on, each result is nearest to its reference's effect.
+
+    A model that does not look at the reference gives the same for all, and is right once in five.
+    """
+    assert count_hits(pipe) == len(TOLD_APART)
+
+
+@pytest.mark.slow
+def test_an_untrained_model_fails_this_evaluation(pipe: VideoAsPromptPipeline) -> None:
+    """Or it would show nothing: a transformer before its training holds the start image still."""
+    torch.manual_seed(0)
+    untrained = VideoAsPromptPipeline(**{**pipe.components, "transformer": build_transformer().eval()})
+    untrained.set_progress_bar_config(disable=True)
+
+    assert count_hits(untrained) < 3
+
+
+@pytest.mark.slow
+def test_another_reference_gives_another_video(pipe: VideoAsPromptPipeline) -> None:
+    """The start image of one trial with the reference of another follows the reference."""
+    trials = {trial.effect.name: trial for trial in choose_trials()}
+    swapped = Trial(
+        trials["white"].effect,
+        trials["white"].parameters,
+        trials["white"].reference,
+        trials["sunset"].scene,
+        trials["sunset"].shape,
+    )
+
+    assert nearest(swapped, generate(pipe, swapped, OPTIONS)) == "white"
+
+
+@pytest.mark.slow
+def test_the_first_frame_is_the_start_image(pipe: VideoAsPromptPipeline) -> None:
+    """On average at least 24 dB at nano's own size, on scenes with photographs and drawings."""
+    figures = []
+    for trial in choose_trials()[:3]:
+        result = generate(pipe, trial, OPTIONS)
+        figures.append(psnr(result[:, 0], trial.truth(trial.effect)[:, 0]))
+
+    assert sum(figures) / len(figures) > 24

@@ -141,21 +141,21 @@ def place(background: Image.Image, sprite: Image.Image, position: tuple[float, f
 
 def list_examples() -> tuple[Example, ...]:
     """Give the examples in the order people see them."""
-    return _grow(), _slide(), _night(), _iris()
+    return _night(), _iris(), _sunset(), _negative()
 
 
-def _grow() -> Example:
+def _sunset() -> Example:
+    ball, boat = draw(256, 256, paint_ball, "RGBA"), draw(256, 256, paint_boat, "RGBA")
+    hills = paint_hills(((188, 222, 240), (240, 248, 250)), (150, 196, 140), (112, 168, 98), *_canvas(WIDE))
+    sea = paint_hills(((170, 206, 236), (232, 242, 248)), (70, 140, 170), (44, 108, 146), *WIDE)
+    return Example("sunset", "sunset", WIDE, hills, ball, (-0.62, 0.25), 0.34, place(sea, boat, (-0.2, 0.1), 0.48))
+
+
+def _negative() -> Example:
     star, mushroom = draw(256, 256, paint_star, "RGBA"), draw(256, 256, paint_mushroom, "RGBA")
     water = blend((24, 60, 92), (60, 140, 150), *_canvas(TALL))
     meadow = paint_hills(((170, 214, 240), (236, 246, 250)), (132, 186, 122), (96, 158, 84), *TALL)
-    return Example("grow", "grow", TALL, water, star, (0, 0), 0.42, place(meadow, mushroom, (0, 0.5), 0.42))
-
-
-def _slide() -> Example:
-    ball, boat = draw(256, 256, paint_ball, "RGBA"), draw(256, 256, paint_boat, "RGBA")
-    hills = paint_hills(((188, 222, 240), (240, 248, 250)), (150, 196, 140), (112, 168, 98), *_canvas(WIDE))
-    sea = paint_hills(((250, 214, 170), (254, 240, 220)), (70, 140, 170), (44, 108, 146), *WIDE)
-    return Example("slide", "move_right", WIDE, hills, ball, (-0.62, 0.25), 0.34, place(sea, boat, (-0.85, 0.1), 0.48))
+    return Example("negative", "negative", TALL, water, star, (0, 0), 0.42, place(meadow, mushroom, (0, 0.5), 0.42))
 
 
 def _night() -> Example:

@@ -34,7 +34,7 @@ def main(database_url: str, files: Path, folder: Path) -> None:
             state.with_suffix(".new").write_text(str(step + 1))
             state.with_suffix(".new").replace(state)
             steps.write(f"{spec.prompt} {step + 1}\n")
-            report(SimpleNamespace(stage="denoising", step=step + 1, total=STEPS, preview=None))
+            report(SimpleNamespace(stage="denoising", step=step + 1, total=STEPS, preview=None, note=""))
         names = {"video": "output.mp4", "comparison": "comparison.mp4", "poster": "poster.jpg"}
         for name in names.values():
             (job / name).write_text(spec.prompt)

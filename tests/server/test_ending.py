@@ -24,11 +24,11 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SOON_S = 15.0  # on a busy machine; the model would take ten minutes
 # As the programs start themselves, with a model that takes its time.
-PROGRAMS = {
-    "app": "import app, server.loading as loading; loading._load = slowly; leave(app.main(sys.argv[1:]))",
-    "worker": "from server import assembly; assembly._load_model = slowly; leave(assembly.run_worker(sys.argv[1:]))",
-}
-SLOWLY = "import sys, time; from server.background import leave; slowly = lambda *given: time.sleep(600); "
+PROGRAMS = {"app": "import app; leave(app.main(sys.argv[1:]))", "worker": "leave(assembly.run_worker(sys.argv[1:]))"}
+SLOWLY = (
+    "import sys, time; from server import assembly; from server.background import leave; "
+    "assembly.make_load = lambda *given: lambda *asked: time.sleep(600); "
+)
 
 
 @pytest.fixture

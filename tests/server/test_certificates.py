@@ -4,6 +4,7 @@ import ssl
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,8 @@ from server.proxy import MOUNTS
 NOW = datetime.now(UTC)
 
 
-def shake_hands(certificate: Certificate, name: str) -> None:
-    """Do a TLS handshake in memory, as strictly as Python can. Raises ssl.SSLError."""
+def shake_hands(certificate: Certificate, name: str) -> Any:
+    """Do a TLS handshake in memory, as strictly as Python can, and give what the client saw. Raises ssl.SSLError."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate.server)
     client = ssl.create_default_context(cafile=str(certificate.authority))
@@ -29,12 +30,15 @@ def shake_hands(certificate: Certificate, name: str) -> None:
                 side.do_handshake()
             except ssl.SSLWantReadError:
                 continue
+    return near.getpeercert()
 
 
 @pytest.mark.parametrize("name", MOUNTS)
 def test_it_vouches_for_each_of_fals_names(tmp_path: Path, name: str) -> None:
     """A client that trusts the authority takes it without complaint."""
-    shake_hands(load_certificate(tmp_path, NOW), name)
+    seen = shake_hands(load_certificate(tmp_path, NOW), name)
+
+    assert ("DNS", name) in seen["subjectAltName"]
 
 
 @pytest.mark.parametrize("name", ["example.com", "localhost", "evil.v3.fal.media"])

@@ -174,7 +174,7 @@ def wait_for_results(programs: Programs, ids: list[str], *, at_least: int) -> No
     wait_until(lambda: sum(programs.status(request_id) == "COMPLETED" for request_id in ids) >= at_least)
 
 
-def count_results(programs: Programs, ids: list[str]) -> None:
+def assert_each_has_a_result(programs: Programs, ids: list[str]) -> None:
     """Wait for all to end; each has a video of its own that can be downloaded, with a seed of its own in it."""
     wait_for_results(programs, ids, at_least=COUNT)
     answers = [programs.web.get(f"{REQUESTS}/requests/{request_id}") for request_id in ids]
@@ -200,7 +200,7 @@ def test_no_request_is_lost_by_the_app(run_programs: RunPrograms, body: dict[str
         programs.kill("app")
         programs.start_app()
 
-    count_results(programs, ids)
+    assert_each_has_a_result(programs, ids)
 
 
 def test_no_request_is_lost_by_two_workers_and_a_front(
@@ -223,5 +223,5 @@ def test_no_request_is_lost_by_two_workers_and_a_front(
             else:
                 programs.start_worker(name)
 
-        count_results(programs, ids)
+        assert_each_has_a_result(programs, ids)
         programs.end()

@@ -516,7 +516,7 @@ def run_program(command: list[str], **environment: str) -> str:
     return done.stdout.strip()
 
 
-def check_made(server: ApiServer, url: str) -> None:
+def assert_made(server: ApiServer, url: str) -> None:
     assert httpx.get(url, trust_env=False).content == MP4 + b"3"
     assert server.generation.specs[-1].prompt == "It's “done”:\n\\o/ $HOME `x`"
 
@@ -525,14 +525,14 @@ def test_the_curl_snippet_runs_as_it_stands(server: ApiServer) -> None:
     """The command makes the video of the settings, whatever characters they hold."""
     printed = run_program(["bash", "-c", curl_snippet(settings(server), server.url, needs_key=False)])
 
-    check_made(server, json.loads(printed)["video"]["url"])
+    assert_made(server, json.loads(printed)["video"]["url"])
 
 
 def test_the_python_snippet_runs_as_it_stands(server: ApiServer) -> None:
     """The program makes the video of the settings."""
     url = run_program([sys.executable, "-c", python_snippet(settings(server), server.url, needs_key=False)])
 
-    check_made(server, url)
+    assert_made(server, url)
 
 
 def test_the_javascript_snippet_runs_as_it_stands(js_server: ApiServer) -> None:
@@ -541,7 +541,7 @@ def test_the_javascript_snippet_runs_as_it_stands(js_server: ApiServer) -> None:
 
     url = run_program(["node", "--import", "./loopback.mjs", "--input-type=module", "--eval", snippet])
 
-    check_made(js_server, url)
+    assert_made(js_server, url)
 
 
 PROGRAM = "import fal_client; print(fal_client.upload(b'x', 'video/mp4'))"

@@ -20,6 +20,7 @@ import pytest
 from pipeline.errors import InvalidInputError
 from server.assembly import make_tls_front, open_files, open_queue
 from server.certificates import load_certificate
+from server.job import JobStatus
 from server.settings import Settings, bind
 from server.tls_front import TlsFront, leads_to_fal, open_proxy
 from tests.server.api_server import APP, MP4, PNG, ApiServer, forbid_foreign_packets, run_server, wait_until
@@ -196,6 +197,7 @@ def test_a_program_that_ends_stops_its_synchronous_call(server: ApiServer, tmp_p
         caller.kill()
         caller.wait()
         wait_until(lambda: server.services.queue.jobs_of(owner, 1)[0].status.is_final)
+        assert server.services.queue.jobs_of(owner, 1)[0].status is JobStatus.CANCELLED
 
     server.generation.gate.set()
 

@@ -11,18 +11,9 @@ from pathlib import Path
 
 from pipeline.errors import InvalidInputError, ModelError, Suggestion
 from pipeline.estimate import ModelShape, Workload, read_shape
-from pipeline.hardware import (
-    Corrections,
-    Machine,
-    Plan,
-    Profile,
-    choose_profile,
-    find_profile,
-    list_profiles,
-    look_at_machine,
-    predict,
-)
+from pipeline.hardware import Corrections, Plan, Profile, choose_profile, find_profile, list_profiles, predict
 from pipeline.history import History, Lesson
+from pipeline.machine import Machine, look_at_machine
 from pipeline.models import find_model
 from pipeline.spec import FRAME_STRIDE, SIZES, GenerationSpec, ModelFacts, default, limits
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pipeline.errors import ModelError
 from pipeline.estimate import ModelShape, Workload
-from pipeline.hardware import CARD_TFLOPS, GIB, Machine, choose_profile, look_at_machine, spell_bytes
+from pipeline.hardware import choose_profile
+from pipeline.machine import CARD_TFLOPS, GIB, Machine, look_at_machine, spell_bytes
 from pipeline.spec import SIZES, default
 
 STEPS = 50

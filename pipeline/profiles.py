@@ -18,9 +18,10 @@ from torch import nn
 
 from pipeline.errors import InvalidInputError, OutOfMemoryError, StudioError, is_out_of_memory
 from pipeline.generate import GenerationResult, OnProgress, Progress, generate
-from pipeline.hardware import Machine, Plan, Profile, spell_bytes, spell_needs
+from pipeline.hardware import Plan, Profile, spell_needs
 from pipeline.lora_shelf import NO_LORAS, LoraFile, LoraShelf
 from pipeline.loras import put_on, set_strength, take_off
+from pipeline.machine import Machine, spell_bytes
 from pipeline.planner import Measured, Planner
 from pipeline.ranks import is_parallel
 from pipeline.spec import GenerationSpec

@@ -7,7 +7,8 @@ import torch
 from pipeline import parallel
 from pipeline.attention import use_attention
 from pipeline.checkpoint import FOLDERS, load_components, load_transformer
-from pipeline.hardware import Machine, Profile
+from pipeline.hardware import Profile
+from pipeline.machine import Machine
 from pipeline.model_progress import ModelProgress, OnModel, ignore
 from pipeline.models import find_model
 from pipeline.planner import Planner, make_planner

@@ -35,7 +35,7 @@ from server.workshop import Model, Workshop
 
 if TYPE_CHECKING:
     from pipeline.generate import GenerationResult, Progress
-    from pipeline.hardware import Machine
+    from pipeline.machine import Machine
     from pipeline.planner import Planner
     from server.zero_gpu import LentGpu
 

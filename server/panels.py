@@ -6,7 +6,8 @@ from html import escape
 from typing import Any, get_args
 from urllib.parse import quote
 
-from pipeline.hardware import Machine, Plan, spell_bytes, spell_needs
+from pipeline.hardware import Plan, spell_needs
+from pipeline.machine import Machine, spell_bytes
 from pipeline.media import VideoInfo
 from pipeline.model_progress import ModelProgress, ModelStage
 from pipeline.spec import ModelFacts, default

@@ -27,7 +27,7 @@ from gradio.context import LocalContext
 from PIL import Image
 
 from pipeline.errors import InvalidInputError, StoppedError, StudioError
-from pipeline.hardware import GIB, Machine, look_at_ram
+from pipeline.machine import GIB, Machine, look_at_ram
 from pipeline.spec import GenerationSpec
 from server.background import in_background
 from server.loading import Gauge

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pipeline.hardware import GIB, Machine
+from pipeline.machine import GIB, Machine
 
 USABLE = 0.98  # of a card's memory, as CUDA reports it
 

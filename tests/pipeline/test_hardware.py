@@ -9,19 +9,8 @@ import pytest
 
 from pipeline.errors import ModelError
 from pipeline.estimate import ModelShape, Workload
-from pipeline.hardware import (
-    GIB,
-    PROFILES,
-    Correction,
-    Machine,
-    choose_profile,
-    find_profile,
-    fits,
-    list_profiles,
-    look_at_machine,
-    predict,
-    spell_bytes,
-)
+from pipeline.hardware import PROFILES, Correction, choose_profile, find_profile, fits, list_profiles, predict
+from pipeline.machine import GIB, Machine, look_at_machine, spell_bytes
 from tests.pipeline.machines import card, processor
 
 RELEASED = ModelShape()

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.errors import InvalidInputError, ModelError
 from pipeline.estimate import ModelShape, read_shape
-from pipeline.hardware import Machine
 from pipeline.history import History
+from pipeline.machine import Machine
 from pipeline.models import NANO_FOLDER
 from pipeline.planner import Measured, Planner, read_facts
 from pipeline.spec import GenerationRequest, GenerationSpec, ModelFacts, settle

@@ -19,9 +19,10 @@ from pipeline import media, profiles
 from pipeline.errors import InvalidInputError, OutOfMemoryError, StudioError, Suggestion
 from pipeline.estimate import read_shape
 from pipeline.generate import Progress
-from pipeline.hardware import PROFILES, Profile, look_at_machine
+from pipeline.hardware import PROFILES, Profile
 from pipeline.history import History
 from pipeline.lora_shelf import LoraShelf
+from pipeline.machine import look_at_machine
 from pipeline.models import NANO_FOLDER
 from pipeline.planner import Planner, read_facts
 from pipeline.profiles import Stopwatch, apply_profile, generate_as_planned

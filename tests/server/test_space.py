@@ -9,8 +9,8 @@ import yaml
 
 from pipeline.errors import ModelError
 from pipeline.estimate import ModelShape
-from pipeline.hardware import Machine
 from pipeline.history import History
+from pipeline.machine import Machine
 from pipeline.planner import Planner
 from pipeline.spec import ModelFacts
 from server import panels, space

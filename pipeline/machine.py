@@ -1,0 +1,123 @@
+"""What there is on this machine to run a model with: its processor or cards, memory and disk."""
+
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+GIB = 2**30
+
+Device = Literal["cuda", "mps", "cpu"]
+
+# Dense bf16 matrix products, TFLOP/s, by what a card's name contains: data sheets, but for the H100 what it reaches in
+# large products. Other devices are timed.
+CARD_TFLOPS: Mapping[str, float] = {
+    "B200": 2250,
+    "H200": 790,
+    "H100": 790,
+    "A100": 312,
+    "L40S": 362,
+    "RTX 6000 Ada": 362,
+    "RTX 5090": 209,
+    "RTX 4090": 165,
+    "RTX 4080": 97,
+    "RTX 4070": 58,
+    "RTX 4060": 44,
+    "RTX 3090": 71,
+    "RTX 3080": 59,
+    "RTX 3060": 25,
+    "L4": 121,
+    "A10": 125,
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to work with. Bytes in all, not free at the moment: what a profile needs should not waver.
+
+    card_bytes: memory of one card, 0 without one. capability: CUDA's, such as (9, 0). tflops: dense products in the
+    format the device computes in (bf16, float32 on a CPU). packages: those installed of the ones profiles need.
+    """
+
+    device: Device
+    name: str
+    card_bytes: int
+    capability: tuple[int, int]
+    cards: int
+    ram_bytes: int
+    disk_bytes: int
+    tflops: float
+    packages: frozenset[str] = frozenset()
+
+    @property
+    def description(self) -> str:
+        """Say in a few words what this is."""
+        ram = f"{spell_bytes(self.ram_bytes)} of RAM"
+        if self.device != "cuda":
+            return f"{self.name}, {ram}"
+        count = f"{self.cards} x " if self.cards > 1 else ""
+        return f"{count}{self.name} with {spell_bytes(self.card_bytes)}, {ram}"
+
+
+def look_at_machine(folder: Path, torch: Any = None) -> Machine:
+    """Look at this machine. folder: on the disk that counts. torch: the module, or what stands in for it in a test."""
+    if torch is None:
+        import torch
+    ram, disk = look_at_ram(), psutil.disk_usage(str(_existing(folder))).free
+    packages = frozenset(name for name in ("torchao", "bitsandbytes") if find_spec(name))
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        capability, cards = (properties.major, properties.minor), torch.cuda.device_count()
+        tflops = _known_tflops(properties.name) or measure_tflops(torch, "cuda")
+        return Machine("cuda", properties.name, properties.total_memory, capability, cards, ram, disk, tflops, packages)
+    device: Device = "mps" if torch.backends.mps.is_available() else "cpu"
+    name = f"{os.cpu_count()} processor cores" if device == "cpu" else f"Apple {platform.processor()}"
+    return Machine(device, name, 0, (0, 0), 0, ram, disk, measure_tflops(torch, device), packages)
+
+
+def look_at_ram() -> int:
+    """Give the memory this process may use: the machine's, or the container's limit."""
+    total = psutil.virtual_memory().total
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.parent)
+
+
+def _known_tflops(name: str) -> float | None:
+    return next((tflops for part, tflops in CARD_TFLOPS.items() if part in name), None)
+
+
+def measure_tflops(torch: Any, device: Device) -> float:
+    """Time a product of two matrices, the best of three, in the format the device computes in: TFLOP/s."""
+    size, dtype = (1024, torch.float32) if device == "cpu" else (4096, torch.bfloat16)
+    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    best = min(_time_product(torch, matrix, device) for _ in range(3))
+    return 2 * size**3 / best / 1e12
+
+
+def _time_product(torch: Any, matrix: Any, device: Device) -> float:
+    started = time.perf_counter()
+    product = matrix @ matrix
+    if device != "cpu":
+        product[0, 0].item()  # waits until it is there
+    return max(time.perf_counter() - started, 1e-9)
+
+
+def spell_bytes(count: float) -> str:
+    """Say an amount of memory in the unit it is sold in: 2^30 bytes as GB."""
+    gib = count / GIB
+    if gib >= 9.95:
+        return f"{gib:.0f} GB"
+    return f"{gib:.1f} GB" if gib >= 0.95 else f"{max(1, round(count / 2**20))} MB"

@@ -30,7 +30,7 @@ format: $(VENV)/.tests
 
 test: $(VENV)/.tests  ## all tests
 	tests/install_programs.sh
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 # BENCH="--reference CHECKOUT --diffsynth FOLDER --dtype bfloat16" compares; python -m benchmarks.denoising --help says how
 bench: $(VENV)/.tests  ## the denoising loop on a small twin of the 14B

@@ -1,6 +1,17 @@
 """Settings of the whole test run."""
 
+import pytest
 import torch
 
 # The models here are tiny: a second thread would cost more in waiting than it brings, above all on a busy machine.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the work (`make test`), keep together what shares an app, a server or a model.
+
+    That is a file, or all tests of the browser: Playwright's event loop must not run beside other packages' tests.
+    """
+    for item in items:
+        folder = item.path.parent
+        item.add_marker(pytest.mark.xdist_group(str(folder if folder.name == "browser" else item.path)))

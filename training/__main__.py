@@ -5,6 +5,7 @@ from pathlib import Path
 
 from training import autoencoder
 from training.denoiser import train_denoiser
+from training.effects import EASY_EFFECTS, EFFECTS
 from training.evaluate import evaluate
 from training.export import export_nano
 from training.sittings import start_workers
@@ -19,7 +20,8 @@ def main() -> None:
     arguments = build_parser().parse_args()
     if arguments.stage == "evaluate":
         options = {"guidance_scale": arguments.guidance}
-        print(evaluate(arguments.model, arguments.out, arguments.rounds, arguments.frames, options))
+        effects = EFFECTS if arguments.all_effects else EASY_EFFECTS
+        print(evaluate(arguments.model, arguments.out, arguments.rounds, arguments.frames, effects, options))
         return
     for stage in [arguments.stage] if arguments.stage else list_missing_stages(arguments.runs):
         run_stage(stage, arguments)
@@ -36,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=2, help="of the evaluation, each with every effect once")
     parser.add_argument("--frames", type=int, default=17, help="of the evaluation's clips")
     parser.add_argument("--guidance", type=float, default=1.0, help="of the evaluation")
+    parser.add_argument("--all-effects", action="store_true", help="evaluate also on those that are taught last")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "evaluation", help="figures and contact sheets")
     return parser
 

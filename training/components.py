@@ -20,15 +20,15 @@ VOCABULARY = 2048
 TEXT_DIM = 64
 IMAGE_DIM = 64
 IMAGE_SIZE = 224
-WIDTH, HEADS, LAYERS = 208, 2, 5
-EXPERT_BLOCKS = (1, 2, 3)  # not the first, which fetches the start image: it would fetch the reference's as well
+WIDTH, HEADS, LAYERS = 208, 2, 6
+EXPERT_BLOCKS = (0, 1, 2, 3)  # the last two are left to act upon what was read of the reference
 MASK = 4.0  # the size of the given frame's mark in a token
 PEAK = 1.33  # with the norm and its weight: 8 nats at the place itself, 4 less beside it
 PATCH = 4 * LATENT_CHANNELS  # numbers of a token's latents
 
 
 def build_transformer() -> VideoAsPromptTransformer3DModel:
-    """Make a new transformer, which holds the start image still; the experts start as copies of the base."""
+    """Make a new transformer, which holds the start image still; the experts start as `copy_base_to_experts` says."""
     model = VideoAsPromptTransformer3DModel(
         num_attention_heads=HEADS,
         attention_head_dim=WIDTH // HEADS,
@@ -75,39 +75,46 @@ def _hold_still(model: VideoAsPromptTransformer3DModel) -> None:
             nn.init.zeros_(last.bias)
         block.scale_shift_table.data.zero_()
         block.scale_shift_table.data[:, [2, 5]] = 1  # the gates
-    _copy_start_image(blocks[0].attn1)
-
-
-def _copy_start_image(attention: WanAttention) -> None:
-    """Let the first head fetch the condition of the given frame, at the token's own place, and subtract it.
-
-    A constant in queries and keys, on the quickest rotations of rows and columns, makes their product a peak at
-    distance zero; on the slowest rotation of time, only the given frame's keys have it.
-    """
-    time, across = RotaryEmbedding(WIDTH // HEADS).axis_dims[:2]
-    place = [start + pair for start in (time, time + across) for pair in (0, 2)]
-    slowest = time - 2
-    for projection, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
-        projection.weight.data *= 0.5  # so that the constants weigh more after the norm
-        projection.weight.data[[*place, slowest]] = 0
-        projection.bias.data.zero_()
-        projection.bias.data[place] = PEAK
-        norm.weight.data[[*place, slowest]] = 2.5
-    attention.to_q.bias.data[slowest] = PEAK
-    attention.to_k.weight.data[slowest, 2 * PATCH] = PEAK / MASK
-    value, back = attention.to_v, attention.to_out[0]
+    _look_at_start_image(blocks[0].attn1, part=0)
+    value, back = blocks[0].attn1.to_v, blocks[0].attn1.to_out[0]
     value.weight.data[:PATCH] = 0
     value.weight.data[:PATCH, PATCH : 2 * PATCH] = torch.eye(PATCH)
     value.bias.data.zero_()
     back.weight.data[:PATCH, :PATCH] = -torch.eye(PATCH)
 
 
+def _look_at_start_image(attention: WanAttention, part: int) -> None:
+    """Let the first head look at the given frame of its own stream, at the token's own place.
+
+    A constant in queries and keys, on the quickest rotations of rows and columns, makes their product a peak at
+    distance zero; on the slowest rotation of time, only the given frame's keys have it. part: which of the two numbers
+    of each rotation holds it: 0 for the target and 1 for the reference, so that neither peaks for the other.
+    """
+    time, across = RotaryEmbedding(WIDTH // HEADS).axis_dims[:2]
+    pairs = torch.tensor([start + pair for start in (time, time + across) for pair in (0, 2)])
+    place, slowest = pairs + part, time - 2 + part
+    used = [*pairs.tolist(), *(pairs + 1).tolist(), time - 2, time - 1]
+    for projection, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
+        projection.weight.data *= 0.5  # so that the constants weigh more after the norm
+        projection.weight.data[used] = 0
+        projection.bias.data.zero_()
+        projection.bias.data[place] = PEAK
+        norm.weight.data[used] = 2.5
+    attention.to_q.bias.data[slowest] = PEAK
+    attention.to_k.weight.data[slowest, 2 * PATCH] = PEAK / MASK
+
+
 def copy_base_to_experts(model: VideoAsPromptTransformer3DModel) -> None:
-    """Give every reference twin (`*_mot_ref`) the weights of the base module beside it."""
+    """Give every reference twin (`*_mot_ref`) the weights of the base module beside it.
+
+    Only the first block's twin looks elsewhere than its base: at the reference's first frame, not at the target's.
+    With the copied values it so begins with what has changed in the reference.
+    """
     weights = model.state_dict()
     for name, weight in weights.items():
         if "_mot_ref" in name:
             weight.copy_(weights[name.replace("_mot_ref", "")])
+    _look_at_start_image(cast(VideoAsPromptBlock, model.blocks[0]).attn1_mot_ref, part=1)
 
 
 def build_text_encoder() -> UMT5EncoderModel:

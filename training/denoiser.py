@@ -1,7 +1,8 @@
 """Stage 2: the transformer with its text and image encoder learn to do what a reference clip does.
 
-Captions and the reference are learnt together: a caption, given in some of the samples, teaches to draw an effect;
-where it is missing, only the reference tells what is to happen.
+By lessons, as the 14B came to be: first a video model that draws from captions, without any reference; then the
+experts, copied from it, with a reference and mostly without a caption. From nothing with a reference alone, colours are
+learnt, and no movement.
 """
 
 import time
@@ -20,35 +21,62 @@ from transformers import T5TokenizerFast
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from pipeline.conditioning import DEFAULT_NEGATIVE_PROMPT, TEXT_LENGTH
+from pipeline.transformer import VideoAsPromptTransformer3DModel
 from training.autoencoder import build_autoencoder
 from training.components import (
+    EXPERT_BLOCKS,
     IMAGE_SIZE,
+    WIDTH,
     build_image_encoder,
     build_text_encoder,
     build_tokenizer,
     build_transformer,
+    copy_base_to_experts,
 )
-from training.samples import Codec, Pair, Pool, Shape, landscape, portrait
+from training.effects import DESCRIPTION, EASY_EFFECTS, EFFECTS, description_weights
+from training.samples import Codec, Diet, Pair, Pool, Shape, landscape, portrait
 from training.sittings import Optimizers, Worker, save_checkpoint, sitting, write_log
 
-TIMESTEP_SHIFT = 5.0  # of the training noise levels towards noise, where motion is decided
 MUON_LR = 8e-3
-EARLY_SAMPLES = 45_000  # so long captions help to learn what an effect looks like
-# of no text, the caption, the default negative prompt, an unrelated sentence; early and later
-EARLY_TEXT_SHARES = (0.3, 0.4, 0.15, 0.15)
-TEXT_SHARES = (0.55, 0.12, 0.18, 0.15)
 # Under the negative prompt the reference is somebody else's this often: guidance then pushes towards the reference.
 # With guidance w it is as strong as w * share + 1 - share with the reference dropped: 5 is as 2.2.
 STRANGE_REFERENCE_SHARE = 0.3
-AVERAGING = 0.995  # share of the averaged weights that a step keeps
+COVER_VARIANCE = 0.09
+DESCRIBING = 0.5  # weight of the error in what the tokens after the last expert tell of the motion
+AVERAGING = 0.98  # share of the averaged weights that a step keeps
 REPORT_S = 60.0
+LENGTHS = (17, 25, 33, 49)  # frames of a clip
+PAIRS = {17: 8, 25: 5, 33: 4, 49: 2}  # of such clips, a step and worker
+
+# Difficulties multiply, so what is shown grows harder by and by.
+PLAIN = Diet(EASY_EFFECTS, light_share=0.15, eased=False, combined=0.0, spread=0.3, plain=True)
+PHOTOGRAPHIC = Diet(EASY_EFFECTS, light_share=0.25, eased=False, combined=0.0, spread=1.0, plain=False)
+EVERYTHING = Diet(EFFECTS, light_share=0.25, eased=True, combined=0.15, spread=1.0, plain=False)
 
 
-# frames of a clip, how often early and later, and how many pairs of such clips a step and worker
-LENGTHS = (17, 25, 33, 49)
-EARLY_LENGTH_SHARES = (0.9, 0.0, 0.0, 0.1)
-LENGTH_SHARES = (0.75, 0.06, 0.05, 0.14)
-PAIRS = {17: 4, 25: 3, 33: 2, 49: 2}
+@dataclass(frozen=True)
+class Lesson:
+    """What is taught until so many samples were seen.
+
+    text_shares: of no text, the caption, the default negative prompt, an unrelated sentence.
+    length_shares: of `LENGTHS`.
+    timestep_shift: of the noise levels towards noise, where motion is decided; details are learnt at the others.
+    """
+
+    until: int
+    diet: Diet
+    text_shares: tuple[float, float, float, float]
+    length_shares: tuple[float, float, float, float]
+    timestep_shift: float
+    has_reference: bool = True
+
+
+LESSONS = (
+    Lesson(43_328, PLAIN, (0.1, 0.8, 0.05, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0, has_reference=False),
+    Lesson(60_000, PLAIN, (0.65, 0.2, 0.1, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0),
+    Lesson(150_000, PHOTOGRAPHIC, (0.65, 0.15, 0.1, 0.1), (0.9, 0.03, 0.03, 0.04), 8.0),
+    Lesson(10**9, EVERYTHING, (0.55, 0.12, 0.18, 0.15), (0.75, 0.06, 0.05, 0.14), 6.0),
+)
 
 
 class Nano(nn.Module):
@@ -62,7 +90,7 @@ class Nano(nn.Module):
 
 
 @dataclass(frozen=True)
-class Streams:
+class Stream:
     """Inputs of one stream of the transformer: latents with mask and condition, encoded text and image."""
 
     latents: Tensor
@@ -127,8 +155,42 @@ def with_condition(latents: Tensor, conditions: Tensor) -> Tensor:
     return torch.cat([latents, mask, conditions], dim=1)
 
 
-def predict(nano: Nano, timestep: Tensor, target: Streams, reference: Streams) -> Tensor:
-    """Give the velocity (B, z, T, h, w)."""
+class Reader(nn.Module):
+    """Reads off the tokens after the last expert what happens, and where the object is; nano never sees it.
+
+    It teaches the reference's tokens to know the motion, and the target's to have taken it over, long before the video
+    shows it: a movement that is only nearly right makes no video better.
+    """
+
+    def __init__(self, transformer: VideoAsPromptTransformer3DModel) -> None:
+        super().__init__()
+        self.target = nn.Linear(WIDTH, DESCRIPTION + 2)
+        self.reference = nn.Linear(WIDTH, DESCRIPTION + 2)
+        self.tokens: tuple[Tensor, Tensor] | None = None
+        transformer.blocks[EXPERT_BLOCKS[-1]].register_forward_hook(self._keep)
+
+    def _keep(self, block: nn.Module, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
+        self.tokens = outputs
+
+    def loss(self, descriptions: Tensor, covers: Tensor, reference_covers: Tensor, has_reference: bool) -> Tensor:
+        """Compare what the newest tokens tell with descriptions (B, T, DESCRIPTION) and covers (B, T, rows, columns).
+
+        A mere mean of all that may happen costs about one for what happens, and one for where the object is.
+        """
+        assert self.tokens is not None
+        streams = [(self.target, self.tokens[0], covers), (self.reference, self.tokens[1], reference_covers)]
+        loss = torch.zeros(())
+        for head, tokens, cover in streams if has_reference else streams[:1]:
+            told = head(F.layer_norm(tokens, tokens.shape[-1:])).unflatten(1, (descriptions.shape[1], -1))
+            error = (told[..., :DESCRIPTION] - descriptions[:, :, None]).square().mean(dim=(0, 1, 2))
+            where = torch.stack([cover, cover[:, :1].expand_as(cover)], dim=-1).flatten(2, 3)  # now, and at first
+            misplaced = (told[..., DESCRIPTION:] - where).square().mean() / COVER_VARIANCE
+            loss = loss + (error * description_weights()).sum() + misplaced
+        return loss
+
+
+def predict(nano: Nano, timestep: Tensor, target: Stream, reference: Stream, has_reference: bool = True) -> Tensor:
+    """Give the velocity (B, z, T, h, w). has_reference: or else the experts are left out."""
     request = nano.transformer.prepare(
         timesteps=timestep,
         encoder_hidden_states=target.text,
@@ -139,17 +201,15 @@ def predict(nano: Nano, timestep: Tensor, target: Streams, reference: Streams) -
         text_row_counts=target.row_counts,
         reference_text_row_counts=reference.row_counts,
     )
+    if not has_reference:
+        request = request._replace(references=(None,) * len(request.references))
     return nano.transformer(target.latents, request.times, request)
 
 
 def flow_loss(
-    nano: Nano,
-    tokenizer: T5TokenizerFast,
-    generator: Generator,
-    pairs: list[Pair],
-    text_shares: Sequence[float] = TEXT_SHARES,
-) -> Tensor:
-    """Give the mean square error of the velocity over pairs, in which each clip is once the target.
+    nano: Nano, reader: Reader, tokenizer: T5TokenizerFast, generator: Generator, pairs: list[Pair], lesson: Lesson
+) -> tuple[Tensor, Tensor]:
+    """Give the mean square error of the velocity over pairs, in which each clip is once the target, and the reader's.
 
     In float32: without matrix units for bfloat16, CPUs multiply it at half the speed.
     """
@@ -157,20 +217,24 @@ def flow_loss(
     conditions = torch.cat([pair.conditions for pair in pairs]).float()
     pictures = torch.cat([pair.pictures for pair in pairs])
     texts, reference_texts = zip(
-        *(draw_texts(generator, pair.caption, text_shares) for pair in pairs for _ in range(2)), strict=True
+        *(draw_texts(generator, pair.caption, lesson.text_shares) for pair in pairs for _ in range(2)), strict=True
     )
     even = torch.rand(len(latents), generator=generator)
-    sigma = TIMESTEP_SHIFT * even / (1 + (TIMESTEP_SHIFT - 1) * even)
+    sigma = lesson.timestep_shift * even / (1 + (lesson.timestep_shift - 1) * even)
     noise = torch.randn(latents.shape, generator=generator)
     noisy = torch.lerp(latents, noise, sigma.view(-1, 1, 1, 1, 1))
     others = draw_references(generator, texts)
     images = encode_pictures(nano, pictures)
     states, counts = (rows.chunk(2) for rows in encode_texts(nano, tokenizer, [*texts, *reference_texts]))
-    target = Streams(with_condition(noisy, conditions), states[0], counts[0], images)
+    target = Stream(with_condition(noisy, conditions), states[0], counts[0], images)
     clean = with_condition(latents, conditions)
-    reference = Streams(clean[others], states[1], counts[1], images[others])
-    velocity = predict(nano, sigma * 1000, target, reference)
-    return F.mse_loss(velocity, noise - latents)
+    reference = Stream(clean[others], states[1], counts[1], images[others])
+    velocity = predict(nano, sigma * 1000, target, reference, lesson.has_reference)
+    shown = torch.stack([pair.description for pair in pairs]).repeat_interleave(2, dim=0)
+    # what a strange reference shows is of no use to its target, but the reader is to know it
+    covers = torch.cat([pair.covers for pair in pairs])
+    told = reader.loss(shown[others] if lesson.has_reference else shown, covers, covers[others], lesson.has_reference)
+    return F.mse_loss(velocity, noise - latents), told
 
 
 def load_codec(runs: Path) -> Codec:
@@ -201,44 +265,81 @@ def draw_shape(generator: Generator, shares: Sequence[float]) -> tuple[Shape, in
     return (portrait(frames) if upright else landscape(frames)), PAIRS[frames]
 
 
+def choose_lesson(samples: int) -> Lesson:
+    """Give the lesson that is on after so many samples."""
+    return next(lesson for lesson in LESSONS if samples < lesson.until)
+
+
+class Course:
+    """One worker's training: the model, what helps to train it, and how far it has come."""
+
+    def __init__(self, worker: Worker, runs: Path) -> None:
+        """Go on from runs/denoiser.pt if there is one."""
+        torch.manual_seed(0)
+        self.worker, self.runs = worker, runs
+        self.nano, saved = load_nano(runs)
+        self.reader, self.samples = Reader(self.nano.transformer), 0
+        self.optimizers = Optimizers(nn.ModuleList([self.nano, self.reader]), MUON_LR)
+        self.average = {name: weight.clone() for name, weight in self.nano.state_dict().items()}
+        if saved:
+            self.reader.load_state_dict(saved["reader"])
+            self.optimizers.load_state_dict(saved["optimizers"])
+            self.samples, self.average = saved["samples"], saved["average"]
+        self.lesson = choose_lesson(max(0, self.samples - 1))  # that of the last step: the next one may begin another
+        for block in self.nano.transformer.blocks:
+            block.compile(dynamic=True)  # a seventh quicker
+        self.tokenizer = build_tokenizer()
+        self.generator = Generator().manual_seed(self.samples * worker.count + worker.rank)
+        # both workers train on the same shape at the same time, or the quicker one would wait
+        self.shapes = Generator().manual_seed(self.samples)
+        self.pool = Pool(self.generator, load_codec(runs), self.lesson.diet)
+        self.losses: list[tuple[float, float]] = []
+
+    def step(self, lr_scale: float) -> None:
+        """Train on some pairs."""
+        self._attend_lesson()
+        pairs = self.pool.draw(*draw_shape(self.shapes, self.lesson.length_shares))
+        loss, told = flow_loss(self.nano, self.reader, self.tokenizer, self.generator, pairs, self.lesson)
+        (loss + DESCRIBING * told).backward()
+        self.losses.append((loss.item(), told.item()))
+        self.optimizers.step(self.worker, lr_scale)
+        self.samples += 2 * len(pairs) * self.worker.count
+        if self.worker.leads:
+            for name, weight in self.nano.state_dict().items():
+                self.average[name].lerp_(weight, 1 - AVERAGING)
+
+    def _attend_lesson(self) -> None:
+        lesson = choose_lesson(self.samples)
+        if lesson.has_reference and not self.lesson.has_reference:
+            copy_base_to_experts(self.nano.transformer)
+            self.reader.reference.load_state_dict(self.reader.target.state_dict())
+        if lesson.diet is not self.lesson.diet:
+            self.pool = Pool(self.generator, self.pool.codec, lesson.diet)
+        self.lesson = lesson
+
+    def report(self) -> None:
+        """Write the log and the checkpoint."""
+        loss, told = torch.tensor(self.losses).mean(dim=0).tolist()
+        write_log(self.runs / "denoiser.jsonl", samples=self.samples, loss=loss, told=told)
+        self.losses = []
+        save_checkpoint(
+            self.runs / "denoiser.pt",
+            samples=self.samples,
+            nano=self.nano.state_dict(),
+            average=self.average,
+            reader=self.reader.state_dict(),
+            optimizers=self.optimizers.state_dict(),
+        )
+
+
 def train_denoiser(worker: Worker, runs: Path, minutes: float) -> None:
     """Train for some minutes, going on from runs/denoiser.pt if there is one."""
-    torch.manual_seed(0)
-    nano, saved = load_nano(runs)
-    optimizers, samples = Optimizers(nano, MUON_LR), 0
-    average = {name: weight.clone() for name, weight in nano.state_dict().items()}
-    if saved:
-        optimizers.load_state_dict(saved["optimizers"])
-        samples, average = saved["samples"], saved["average"]
-    for block in nano.transformer.blocks:
-        block.compile(dynamic=True)  # a seventh quicker
-    tokenizer = build_tokenizer()
-    generator = Generator().manual_seed(samples * worker.count + worker.rank)
-    # both workers train on the same shape at the same time, or the quicker one would wait
-    shapes = Generator().manual_seed(samples)
-    pool = Pool(generator, load_codec(runs))
+    course = Course(worker, runs)
     reported = time.monotonic()
-    losses: list[float] = []
-
-    def report() -> None:
-        write_log(runs / "denoiser.jsonl", samples=samples, loss=sum(losses) / len(losses))
-        state = {"nano": nano.state_dict(), "average": average, "optimizers": optimizers.state_dict()}
-        save_checkpoint(runs / "denoiser.pt", samples=samples, **state)
-
     for lr_scale in sitting(minutes):
-        early = samples < EARLY_SAMPLES
-        pairs = pool.draw(*draw_shape(shapes, EARLY_LENGTH_SHARES if early else LENGTH_SHARES), early)
-        loss = flow_loss(nano, tokenizer, generator, pairs, EARLY_TEXT_SHARES if early else TEXT_SHARES)
-        loss.backward()
-        losses.append(loss.item())
-        optimizers.step(worker, lr_scale)
-        samples += 2 * len(pairs) * worker.count
-        if not worker.leads:
-            continue
-        for name, weight in nano.state_dict().items():
-            average[name].lerp_(weight, 1 - AVERAGING)
-        if time.monotonic() - reported > REPORT_S:
-            report()
-            losses, reported = [], time.monotonic()
-    if worker.leads:
-        report()
+        course.step(lr_scale)
+        if worker.leads and time.monotonic() - reported > REPORT_S:
+            course.report()
+            reported = time.monotonic()
+    if worker.leads and course.losses:
+        course.report()

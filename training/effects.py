@@ -7,6 +7,7 @@ right, y downwards; angles are in radians, positive turning clockwise on the scr
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -96,12 +97,51 @@ class Effect:
     animate: Callable[[Tensor, Parameters], Motion]
     needs_object: bool = True
     follows_path: bool = False  # the object moves, and its path can be compared
+    is_light: bool = False  # the whole picture's light or colour changes, and nothing moves
 
 
-def draw_parameters(generator: torch.Generator) -> Parameters:
-    """Draw an effect's parameters."""
-    amount, turn, eased, easing, cycles = torch.rand(5, generator=generator).tolist()
-    return Parameters(amount, 2 * turn - 1, easing if eased < 0.4 else 0.0, 1 + 2 * cycles)
+# What a motion is told in: its fields, each as a difference from `still`, of the order of one.
+_DESCRIBED: tuple[Callable[[Motion], Tensor], ...] = (
+    lambda motion: motion.shift,
+    lambda motion: motion.scale.clamp(min=0.1).log(),
+    lambda motion: motion.angle[:, None] / 3,
+    lambda motion: 1 - motion.opacity[:, None],
+    lambda motion: motion.dissolve[:, None],
+    lambda motion: motion.pan,
+    lambda motion: 2 * motion.zoom[:, None].log(),
+    lambda motion: 5 * motion.wave[:, None],
+    lambda motion: (motion.colour - IDENTITY_COLOUR).flatten(1),
+    lambda motion: motion.brightness,
+    lambda motion: (motion.object_colour - IDENTITY_COLOUR).flatten(1),
+    lambda motion: motion.object_brightness,
+    lambda motion: 2.2 - motion.iris[:, None].clamp(max=2.2),
+)
+
+
+def describe(motion: Motion) -> Tensor:
+    """Give a motion in numbers, (T, DESCRIPTION), at the first and then every fourth frame, as latents have them."""
+    return torch.cat([read(motion)[::4] for read in _DESCRIBED], dim=1)
+
+
+@cache
+def description_weights() -> Tensor:
+    """Give weights (DESCRIPTION,) under which all fields of a motion count the same, and a mere mean costs one."""
+    generator = torch.Generator().manual_seed(0)
+    motions = [animate(effect, draw_parameters(generator), 17) for effect in EFFECTS * 8]
+    variance = torch.cat([describe(motion) for motion in motions]).var(dim=0)
+    sizes = [read(motions[0]).shape[1] for read in _DESCRIBED]
+    shares = torch.cat([torch.full((size,), 1 / (size * len(sizes))) for size in sizes])
+    return shares / variance
+
+
+DESCRIPTION = 36
+
+
+def draw_parameters(generator: torch.Generator, eased: bool = True, spread: float = 1.0) -> Parameters:
+    """Draw an effect's parameters. eased: two in five start and end slowly. spread: from slight ones to how strong."""
+    amount, turn, chance, easing, cycles = torch.rand(5, generator=generator).tolist()
+    amount, turn = spread * amount, spread * (2 * turn - 1)
+    return Parameters(amount, turn, easing if eased and chance < 0.4 else 0.0, 1 + 2 * cycles)
 
 
 def animate(effect: Effect, parameters: Parameters, frames: int) -> Motion:
@@ -267,39 +307,50 @@ EFFECTS = (
         ("day turns into night", "night falls"),
         _grade(torch.diag(_rgb(0.12, 0.18, 0.42)), _rgb(0.0, 0.0, 0.06)),
         needs_object=False,
+        is_light=True,
     ),
     Effect(
         "sunset",
         ("the light turns warm like a sunset", "a golden sunset"),
         _grade(torch.diag(_rgb(0.95, 0.5, 0.22)), _rgb(0.18, 0.03, 0.0)),
         needs_object=False,
+        is_light=True,
     ),
     Effect(
         "grey",
         ("the colours drain away", "the picture turns black and white"),
         _grade(GREY_WEIGHTS.expand(3, 3), _rgb(0.0, 0.0, 0.0)),
         needs_object=False,
+        is_light=True,
     ),
     Effect(
         "black",
         ("the picture fades to black",),
         _grade(torch.zeros(3, 3), _rgb(0.0, 0.0, 0.0)),
         needs_object=False,
+        is_light=True,
     ),
     Effect(
         "white",
         ("the picture fades to white", "a white light swallows everything"),
         _grade(0.1 * IDENTITY_COLOUR, _rgb(0.88, 0.88, 0.88)),
         needs_object=False,
+        is_light=True,
     ),
     Effect(
         "negative",
         ("the colours turn into their negative",),
         _grade(-IDENTITY_COLOUR, _rgb(1.0, 1.0, 1.0)),
         needs_object=False,
+        is_light=True,
     ),
-    Effect("iris", ("a black circle closes in", "an iris closes"), _close_iris, needs_object=False),
+    Effect("iris", ("a black circle closes in", "an iris closes"), _close_iris, needs_object=False, is_light=True),
 )
+
+
+# What is taught first. These are too hard for the beginning.
+LATER = {"spin_right", "spin_left", "dissolve", "melt", "shake", "bounce", "pulse", "swing", "quake", "ripple"}
+EASY_EFFECTS = tuple(effect for effect in EFFECTS if effect.name not in LATER)
 
 
 def draw_motion(generator: torch.Generator, frames: int) -> Motion:

@@ -1,6 +1,6 @@
 """Judges a checkpoint on held-out scenes, from the reference alone: no caption is given.
 
-Retrieval: of the true videos, the start image under every effect that is taught, the result should be nearest to the
+Retrieval: of the true videos, the start image under every effect of the evaluation, the result should be nearest to the
 one under the reference's effect. Path: how well the object's way correlates with the true way. And the first frame's
 PSNR.
 """
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from pipeline import VideoAsPromptPipeline
-from training.effects import EFFECTS, Effect, Parameters, animate, draw_parameters
+from training.effects import Effect, Parameters, animate, draw_parameters
 from training.samples import Shape, landscape, portrait
 from training.scenes import Scene, draw_scene, render
 from training.sittings import psnr
@@ -40,11 +40,11 @@ class Trial:
         return render(self.scene, motion, self.shape.height, self.shape.width)
 
 
-def draw_trials(seed: int, rounds: int, frames: int) -> list[Trial]:
+def draw_trials(seed: int, rounds: int, frames: int, effects: Sequence[Effect]) -> list[Trial]:
     """Draw `rounds` trials of every effect, on held-out photographs and glyphs; a third of them upright."""
     generator = Generator().manual_seed(seed)
     trials = []
-    for index, effect in enumerate(EFFECTS * rounds):
+    for index, effect in enumerate([*effects] * rounds):
         shape = portrait(frames) if index % 3 == 2 else landscape(frames)
         parameters = draw_parameters(generator)
         motion = animate(effect, parameters, frames)
@@ -80,9 +80,9 @@ def generate(pipe: VideoAsPromptPipeline, trial: Trial, options: dict[str, Any])
     return frames[0].float().transpose(0, 1) * 2 - 1
 
 
-def retrieve(trial: Trial, result: Tensor) -> Effect:
+def retrieve(trial: Trial, result: Tensor, effects: Sequence[Effect]) -> Effect:
     """Give the effect whose true video is nearest to a result."""
-    return min(EFFECTS, key=lambda effect: (trial.truth(effect) - result).square().mean().item())
+    return min(effects, key=lambda effect: (trial.truth(effect) - result).square().mean().item())
 
 
 def trace_path(clip: Tensor, empty: Tensor) -> Tensor:
@@ -105,12 +105,12 @@ def correlate_paths(trial: Trial, result: Tensor) -> float:
     return torch.nn.functional.cosine_similarity(ways[0], ways[1], dim=0).item()
 
 
-def judge(trial: Trial, result: Tensor) -> dict[str, Any]:
+def judge(trial: Trial, result: Tensor, effects: Sequence[Effect]) -> dict[str, Any]:
     """Give a trial's figures; PSNR in dB, against the given image, the truth, and beside a still copy of the image."""
     truth = trial.truth(trial.effect)
     figures = {
         "effect": trial.effect.name,
-        "retrieved": retrieve(trial, result).name,
+        "retrieved": retrieve(trial, result, effects).name,
         "psnr_first": psnr(result[:, 0], truth[:, 0]),
         "psnr_clip": psnr(result, truth),
         "psnr_still": psnr(truth[:, :1].expand_as(truth), truth),
@@ -140,7 +140,9 @@ def draw_sheet(trial: Trial, result: Tensor) -> Image.Image:
     return to_pictures(torch.cat(rows, dim=1)[:, None])[0]
 
 
-def evaluate(model: Path, out: Path, rounds: int, frames: int, options: dict[str, Any]) -> dict[str, float]:
+def evaluate(
+    model: Path, out: Path, rounds: int, frames: int, effects: Sequence[Effect], options: dict[str, Any]
+) -> dict[str, float]:
     """Run all trials; write figures and contact sheets to a folder; give the means.
 
     options: passed to the pipeline, such as num_inference_steps and guidance_scale.
@@ -149,10 +151,10 @@ def evaluate(model: Path, out: Path, rounds: int, frames: int, options: dict[str
     pipe.set_progress_bar_config(disable=True)
     out.mkdir(parents=True, exist_ok=True)
     figures = []
-    for index, trial in enumerate(draw_trials(seed=11, rounds=rounds, frames=frames)):
+    for index, trial in enumerate(draw_trials(11, rounds, frames, effects)):
         result = generate(pipe, trial, {"num_inference_steps": pipe.config.num_inference_steps} | options)
-        figures.append(judge(trial, result))
-        draw_sheet(trial, result).save(out / f"{trial.effect.name}_{index // len(EFFECTS)}.png")
+        figures.append(judge(trial, result, effects))
+        draw_sheet(trial, result).save(out / f"{trial.effect.name}_{index // len(effects)}.png")
     summary = summarise(figures)
     (out / "figures.json").write_text(json.dumps({"summary": summary, "trials": figures}, indent=1) + "\n")
     return summary

@@ -1,28 +1,29 @@
 """What the denoiser learns from: pairs of clips in which the same thing happens to two scenes, as latents.
 
-Encoding costs more than a training step may take, so each pair stays in a pool for a while and serves several steps.
+Encoding costs more than a training step may take, so clips stay in a pool for a while and serve several steps. They
+come in blocks, some scenes each under some motions: if a start image always came with the same motion, the denoiser
+would remember what happens to which image, and read neither caption nor reference.
 """
 
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Generator, Tensor
 
 from training.autoencoder import encode_clips
-from training.effects import EFFECTS, Effect, Motion, animate, combine, draw_parameters
-from training.scenes import draw_scene, render
+from training.effects import Effect, Motion, Parameters, animate, combine, describe, draw_parameters, still
+from training.scenes import draw_scene, render, trace_object
 
 SHORT_SIDE, LONG_SIDE = 80, 144
 # frames after the start image of a condition are grey; what it leaves in the latents has faded by this many frames
 CONDITION_FRAMES = 13
-POOL_SIZE = 256  # pairs of one shape
-FRESH_SHARE = 0.45  # of the steps begin with a new pair
-COMBINED_SHARE = 0.15  # two effects at once; none early
-# What is too hard for the beginning; difficulties multiply.
-LATER = {"spin_right", "spin_left", "dissolve", "melt", "shake", "bounce", "pulse", "swing"}
-LATER |= {"pan_up", "pan_down", "quake", "ripple"}
-EARLY_EFFECTS = tuple(effect for effect in EFFECTS if effect.name not in LATER)
+POOL_SIZE = 75  # blocks of one shape
+SCENES, MOTIONS = 4, 4  # of a block: each scene under each motion
+FRESH_SHARE = 0.5  # of the steps begin with a new block
+WITHOUT_OBJECT = 0.15  # of the blocks
+STRENGTHS = ("a little", "a lot")  # said of amounts below and above a third and two thirds, half of the time
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,76 @@ def portrait(frames: int) -> Shape:
 
 
 @dataclass(frozen=True)
+class Diet:
+    """What happens in the clips.
+
+    light_share: of the effects that change light and colour alone, which are learnt at once.
+    eased: whether some start and end slowly. combined: the share with two effects. spread: of their parameters.
+    plain: scenes of few shapes in few colours.
+    """
+
+    effects: tuple[Effect, ...]
+    light_share: float
+    eased: bool
+    combined: float
+    spread: float
+    plain: bool
+
+    def draw_effects(self, generator: Generator, with_object: bool) -> list[Effect]:
+        """Draw what happens: one effect, or two at once."""
+        effects = [effect for effect in self.effects if with_object or not effect.needs_object]
+        lights = sum(effect.is_light for effect in effects)
+        shares = {True: self.light_share / lights, False: (1 - self.light_share) / (len(effects) - lights)}
+        weights = torch.tensor([shares[effect.is_light] for effect in effects])
+        count = 2 if torch.rand((), generator=generator) < self.combined else 1
+        return [effects[index] for index in torch.multinomial(weights, count, generator=generator).tolist()]
+
+
+@dataclass(frozen=True)
 class Pair:
     """Two clips of one effect, each the other's reference.
 
     latents, conditions: (2, z, T, h, w), normalised, bfloat16.
     pictures: (2, 3, height, width), the first frames, -1 to 1.
+    description: (T, DESCRIPTION), what happens, as `effects.describe` gives it.
+    covers: (2, T, rows, columns), where the objects are, as `scenes.trace_object` gives it.
     """
 
     latents: Tensor
     conditions: Tensor
     pictures: Tensor
     caption: str
+    description: Tensor
+    covers: Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some scenes under some motions.
+
+    latents: (motions, scenes, z, T, h, w); conditions: (scenes, z, T, h, w); pictures: (scenes, 3, height, width).
+    captions, descriptions: of the motions. covers: (motions, scenes, T, rows, columns).
+    """
+
+    latents: Tensor
+    conditions: Tensor
+    pictures: Tensor
+    captions: list[str]
+    descriptions: list[Tensor]
+    covers: Tensor
+
+    def draw_pair(self, generator: Generator) -> Pair:
+        """Choose a motion and two scenes."""
+        motion = int(torch.randint(len(self.captions), (), generator=generator))
+        scenes = torch.randperm(len(self.pictures), generator=generator)[:2]
+        return Pair(
+            self.latents[motion, scenes],
+            self.conditions[scenes],
+            self.pictures[scenes],
+            self.captions[motion],
+            self.descriptions[motion],
+            self.covers[motion, scenes],
+        )
 
 
 @dataclass(frozen=True)
@@ -80,54 +140,58 @@ class Codec:
         return torch.cat([latents, faded], dim=2)
 
 
-def draw_effects(generator: Generator, early: bool = False) -> list[Effect]:
-    """Draw what happens: one effect, sometimes two at once. early: only the easy ones, one at a time."""
-    effects = EARLY_EFFECTS if early else EFFECTS
-    count = 2 if not early and torch.rand((), generator=generator) < COMBINED_SHARE else 1
-    return [effects[index] for index in torch.randperm(len(effects), generator=generator)[:count]]
+def draw_caption(generator: Generator, effect: Effect, parameters: Parameters) -> str:
+    """Say what happens, and sometimes how much of it."""
+    caption = effect.captions[int(torch.randint(0, len(effect.captions), (), generator=generator))]
+    strength = STRENGTHS[int(parameters.amount > 0.5)]
+    is_told = abs(parameters.amount - 0.5) > 1 / 6 and torch.rand((), generator=generator) < 0.5
+    return f"{caption} {strength}" if is_told else caption
 
 
-def draw_caption(generator: Generator, effects: list[Effect]) -> str:
-    """Say what happens."""
-    choices = [
-        effect.captions[int(torch.randint(0, len(effect.captions), (), generator=generator))] for effect in effects
-    ]
-    return " and ".join(choices)
+def draw_motion(generator: Generator, diet: Diet, frames: int, with_object: bool) -> tuple[Motion, str]:
+    """Give a motion over a clip, and a caption that says it."""
+    effects = diet.draw_effects(generator, with_object)
+    drawn = [(effect, draw_parameters(generator, diet.eased, diet.spread)) for effect in effects]
+    caption = " and ".join(draw_caption(generator, effect, parameters) for effect, parameters in drawn)
+    return reduce(combine, (animate(effect, parameters, frames) for effect, parameters in drawn)), caption
 
 
-def draw_clip(generator: Generator, effects: list[Effect], motion: Motion, shape: Shape) -> Tensor:
-    """Give a clip of a new scene, (3, F, height, width)."""
-    needs_object = any(effect.needs_object for effect in effects)
-    with_object = needs_object or bool(torch.rand((), generator=generator) < 0.5)
-    scene = draw_scene(generator, shape.height, shape.width, motion, with_object)
-    return render(scene, motion, shape.height, shape.width)
-
-
-def draw_pair(generator: Generator, shape: Shape, codec: Codec, early: bool = False) -> Pair:
-    """Draw an effect and show it on two scenes."""
-    effects = draw_effects(generator, early)
-    motions = [animate(effect, draw_parameters(generator), shape.frames) for effect in effects]
-    motion = motions[0] if len(motions) == 1 else combine(*motions)
-    clips = torch.stack([draw_clip(generator, effects, motion, shape) for _ in range(2)])
-    pictures = clips[:, :, 0]
-    latents, conditions = codec.encode(clips), codec.encode_conditions(pictures, shape.frames)
-    return Pair(latents.bfloat16(), conditions.bfloat16(), pictures, draw_caption(generator, effects))
+def draw_block(generator: Generator, shape: Shape, codec: Codec, diet: Diet, scenes: int = SCENES) -> Block:
+    """Draw some motions, and show each on the same new scenes."""
+    with_object = bool(torch.rand((), generator=generator) >= WITHOUT_OBJECT)
+    motions, captions = zip(
+        *(draw_motion(generator, diet, shape.frames, with_object) for _ in range(MOTIONS)), strict=True
+    )
+    size = (shape.height, shape.width)
+    drawn = [draw_scene(generator, *size, still(shape.frames), with_object, plain=diet.plain) for _ in range(scenes)]
+    clips = [torch.stack([render(scene, motion, *size) for scene in drawn]) for motion in motions]
+    pictures = clips[0][:, :, 0]
+    return Block(
+        torch.stack([codec.encode(shown) for shown in clips]).bfloat16(),
+        codec.encode_conditions(pictures, shape.frames).bfloat16(),
+        pictures,
+        list(captions),
+        [describe(motion) for motion in motions],
+        torch.stack([torch.stack([trace_object(scene, motion, *size) for scene in drawn]) for motion in motions]),
+    )
 
 
 @dataclass
 class Pool:
-    """Pairs by shape; old ones give way to new ones."""
+    """Blocks by shape; old ones give way to new ones."""
 
     generator: Generator
     codec: Codec
-    pairs: dict[Shape, list[Pair]] = field(default_factory=dict)
+    diet: Diet
+    blocks: dict[Shape, list[Block]] = field(default_factory=dict)
 
-    def draw(self, shape: Shape, count: int, early: bool = False) -> list[Pair]:
-        """Give `count` pairs of a shape, some new and the others from the pool. early: as in `draw_effects`."""
-        pool = self.pairs.setdefault(shape, [])
-        wanted = int(torch.rand((), generator=self.generator) < FRESH_SHARE)
+    def draw(self, shape: Shape, count: int) -> list[Pair]:
+        """Give `count` pairs of a shape, each out of another block, one of them sometimes new."""
+        pool = self.blocks.setdefault(shape, [])
+        share = FRESH_SHARE if len(pool) > POOL_SIZE / 3 else 1.0
+        wanted = int(torch.rand((), generator=self.generator) < share)
         fresh = max(wanted, count - len(pool))
-        pool.extend(draw_pair(self.generator, shape, self.codec, early) for _ in range(fresh))
+        pool.extend(draw_block(self.generator, shape, self.codec, self.diet) for _ in range(fresh))
         del pool[:-POOL_SIZE]
-        older = torch.randperm(len(pool) - fresh, generator=self.generator)[: count - fresh].tolist()
-        return pool[len(pool) - fresh :] + [pool[index] for index in older]
+        chosen = torch.randperm(len(pool), generator=self.generator)[:count].tolist()
+        return [pool[index].draw_pair(self.generator) for index in chosen]

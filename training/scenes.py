@@ -158,11 +158,14 @@ def _vary(generator: Generator, picture: Tensor) -> Tensor:
 
 
 PAINTERS = (paint_gradient, paint_clouds, paint_pattern, paint_leaves, paint_landscape)
+PLAIN_PAINTERS = (paint_gradient, paint_landscape, paint_leaves)
 PHOTOGRAPH_SHARE = 0.45
 
 
-def draw_background(generator: Generator, height: int, width: int, held_out: bool) -> Tensor:
-    """Give a random background, (3, height, width), float32, 0 to 1."""
+def draw_background(generator: Generator, height: int, width: int, held_out: bool, plain: bool = False) -> Tensor:
+    """Give a random background, (3, height, width), float32, 0 to 1. plain: few shapes in few colours."""
+    if plain:
+        return PLAIN_PAINTERS[_integer(generator, 0, len(PLAIN_PAINTERS))](generator, height, width)
     if _chance(generator, PHOTOGRAPH_SHARE):
         return crop_photograph(generator, height, width, held_out)
     return PAINTERS[_integer(generator, 0, len(PAINTERS))](generator, height, width)
@@ -222,8 +225,8 @@ def _draw_mask(generator: Generator, held_out: bool) -> Tensor:
     return _draw_blob(generator) if kind < 0.7 else _draw_glyph(generator, held_out)
 
 
-def _draw_filling(generator: Generator, held_out: bool) -> Tensor:
-    kind = _uniform(generator, 0, 1)
+def _draw_filling(generator: Generator, held_out: bool, plain: bool) -> Tensor:
+    kind = 0.0 if plain else _uniform(generator, 0, 1)
     if kind < 0.35:
         return _colour(generator)[:, None, None].expand(3, SPRITE_SIZE, SPRITE_SIZE)
     if kind < 0.6:
@@ -238,12 +241,12 @@ def _contrast(filling: Tensor, mask: Tensor, behind: Tensor) -> float:
     return (mean - behind.mean(dim=(1, 2))).norm().item()
 
 
-def draw_sprite(generator: Generator, behind: Tensor, held_out: bool) -> Tensor:
+def draw_sprite(generator: Generator, behind: Tensor, held_out: bool, plain: bool = False) -> Tensor:
     """Give a random object, (4, SPRITE_SIZE, SPRITE_SIZE), that stands out from the picture behind it."""
     mask = _draw_mask(generator, held_out)
-    filling = _draw_filling(generator, held_out)
+    filling = _draw_filling(generator, held_out, plain)
     while _contrast(filling, mask, behind) < MIN_CONTRAST:
-        filling = _draw_filling(generator, held_out)
+        filling = _draw_filling(generator, held_out, plain)
     if _chance(generator, 0.3):
         inner = -F.max_pool2d(-mask[None], 7, stride=1, padding=3)[0]
         edge = (behind.mean(dim=(1, 2)) < 0.5).float()[:, None, None]
@@ -264,17 +267,24 @@ def _draw_position(generator: Generator, reach: tuple[float, float], way: Tensor
 
 
 def draw_scene(
-    generator: Generator, height: int, width: int, motion: Motion, with_object: bool, held_out: bool = False
+    generator: Generator,
+    height: int,
+    width: int,
+    motion: Motion,
+    with_object: bool,
+    held_out: bool = False,
+    plain: bool = False,
 ) -> Scene:
     """Draw what a clip starts from. The motion only helps to place the object where it stays visible."""
-    background = draw_background(generator, int(height * CANVAS_MARGIN), int(width * CANVAS_MARGIN), held_out)
+    background = draw_background(generator, int(height * CANVAS_MARGIN), int(width * CANVAS_MARGIN), held_out, plain)
     radius = _uniform(generator, 0.3, 0.6)
     short = min(height, width)
     reach = (width / short - radius, height / short - radius)
     position = _draw_position(generator, reach, motion.shift[-1])
     grains = torch.rand(1, 12, 12, generator=generator)
     grains = F.interpolate(grains[None], (SPRITE_SIZE, SPRITE_SIZE))[0]
-    sprite = draw_sprite(generator, _behind(background, position, radius, short), held_out) if with_object else None
+    behind = _behind(background, position, radius, short)
+    sprite = draw_sprite(generator, behind, held_out, plain) if with_object else None
     return Scene(background, sprite, grains, position, radius)
 
 
@@ -312,8 +322,23 @@ def _to_world(motion: Motion, height: int, width: int) -> Tensor:
     return grid / motion.zoom[:, None, None, None] + motion.pan[:, None, None, :]
 
 
+def trace_object(scene: Scene, motion: Motion, height: int, width: int) -> Tensor:
+    """Give how much of each token the object covers, (T, height / 16, width / 16), at the latents' frames."""
+    rows, columns = height // 16, width // 16
+    if scene.sprite is None:
+        return torch.zeros(len(motion.angle[::4]), rows, columns)
+    seldom = Motion(**{name: values[::4] for name, values in vars(motion).items()})
+    _, cover = _sample_object(scene, scene.sprite, seldom, _to_world(seldom, 4 * rows, 4 * columns))
+    return F.avg_pool2d(cover, 4)[:, 0]
+
+
 def _place_object(picture: Tensor, scene: Scene, sprite: Tensor, motion: Motion, world: Tensor) -> Tensor:
     """Draw the object over a clip (F, 3, height, width)."""
+    return torch.lerp(picture, *_sample_object(scene, sprite, motion, world))
+
+
+def _sample_object(scene: Scene, sprite: Tensor, motion: Motion, world: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the object's colour (F, 3, height, width) and how much it covers (F, 1, height, width)."""
     foot = scene.radius * (1 - motion.scale[:, 1]) * motion.sag
     middle = torch.tensor(scene.position) + motion.shift + torch.stack([torch.zeros_like(foot), foot], dim=1)
     offset = world - middle[:, None, None]
@@ -328,7 +353,7 @@ def _place_object(picture: Tensor, scene: Scene, sprite: Tensor, motion: Motion,
     colour = torch.einsum("fij,fjhw->fihw", motion.object_colour, colour / inside.clamp(min=1e-3))
     colour = colour + motion.object_brightness[:, :, None, None]
     left = ((grains - motion.dissolve[:, None, None, None]) * 8 + 1).clamp(0, 1)
-    return torch.lerp(picture, colour.clamp(0, 1), alpha * left * motion.opacity[:, None, None, None])
+    return colour.clamp(0, 1), alpha * left * motion.opacity[:, None, None, None]
 
 
 def _open_iris(motion: Motion, height: int, width: int) -> Tensor:

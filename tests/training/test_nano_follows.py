@@ -23,7 +23,7 @@ def pipe() -> VideoAsPromptPipeline:
 
 def choose_trials() -> list[Trial]:
     """One held-out scene for each of the effects to tell apart."""
-    trials = {trial.effect.name: trial for trial in draw_trials(seed=5, rounds=1, frames=17)}
+    trials = {trial.effect.name: trial for trial in draw_trials(5, 1, 17, EFFECTS)}
     return [trials[name] for name in TOLD_APART]
 
 

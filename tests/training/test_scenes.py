@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import Generator
 
+from training.autoencoder import build_autoencoder
+from training.denoiser import LESSONS
 from training.effects import EFFECTS, Effect, animate, combine, draw_parameters, still
-from training.scenes import draw_scene, render
+from training.samples import MOTIONS, Codec, Shape, draw_block
+from training.scenes import Scene, draw_scene, render, trace_object
 
 
 def draw_clip(seed: int, effect: Effect, height: int = 80, width: int = 144) -> torch.Tensor:
@@ -68,3 +71,35 @@ def test_held_out_scenes_use_photographs_that_training_never_shows() -> None:
     assert held_out
     assert len(load_photographs(held_out=True)) == len(held_out)
     assert len(load_photographs(held_out=False)) == len(PHOTOGRAPHS) - len(held_out)
+
+
+def test_the_trace_of_an_object_goes_where_the_object_goes() -> None:
+    """Token by token, it is where the clip differs from the same scene without its object."""
+    generator = Generator().manual_seed(3)
+    motion = animate(EFFECTS[0], draw_parameters(generator, spread=0.1), 17)
+    scene = draw_scene(generator, 80, 144, motion, with_object=True, plain=True)
+    empty = Scene(scene.background, None, scene.grains, scene.position, scene.radius)
+
+    cover = trace_object(scene, motion, 80, 144)
+    difference = (render(scene, motion, 80, 144) - render(empty, motion, 80, 144)).abs().mean(dim=0)[::4]
+
+    assert cover.shape == (5, 5, 9)
+    assert trace_object(empty, motion, 80, 144).abs().max() == 0
+    differs = torch.nn.functional.avg_pool2d(difference[:, None], 16)[:, 0] > 0.02
+    assert (differs != (cover > 0.02)).float().mean() < 0.05
+    columns = torch.arange(9.0)
+    middles = (cover.sum(dim=1) * columns).sum(dim=1) / cover.sum(dim=(1, 2))
+    assert (middles.diff() > 0.3).all()
+
+
+def test_scenes_of_a_block_come_with_every_of_its_motions() -> None:
+    """So that a start image alone does not tell what will happen to it."""
+    codec = Codec(build_autoencoder().requires_grad_(False), torch.zeros(24, 1, 1, 1), torch.ones(24, 1, 1, 1))
+
+    block = draw_block(Generator().manual_seed(2), Shape(5, 32, 48), codec, LESSONS[-1].diet, scenes=3)
+
+    assert block.latents.shape[:2] == (MOTIONS, 3)
+    assert len(set(block.captions)) > 1
+    first = block.latents[:, :, :, 0].float()
+    assert torch.allclose(first[0], first[1], atol=0.1)
+    assert (block.latents[0] - block.latents[1]).abs().max() > 0.01

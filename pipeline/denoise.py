@@ -14,6 +14,7 @@ from diffusers import FirstBlockCacheConfig
 from torch import Tensor
 
 from pipeline.conditioning import Conditions, TextStates
+from pipeline.elementwise import keep_freed_memory
 from pipeline.transformer import RequestStates, VideoAsPromptTransformer3DModel
 
 # What diffusers' multistep flow schedulers carry from step to step; Euler has the first alone.
@@ -166,6 +167,7 @@ def prepare_request(
 
     The rows of both branches stand below each other, the positive one's first.
     """
+    keep_freed_memory()
     dtype = transformer.dtype
     branches = [texts for texts in (conditions.positive, conditions.negative) if texts is not None]
     text, counts = _stack_texts([texts.target for texts in branches], latents)

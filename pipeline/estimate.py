@@ -24,8 +24,8 @@ BYTES_PER_WEIGHT: Mapping[WeightFormat, float] = {"float32": 4.0, "bf16": 2.0, "
 TEXT_ROWS = 512  # of a text in the cross-attention's context; shorter ones are folded, which saves little
 
 # Live tensors of one row's tokens, (S, d), at the peak of a block with an expert, in the size of the computing format.
-# Counted by running a guided step of the 14B's geometry on torch's meta device: 19.5 and 18.0.
-ACTIVATION_TENSORS: Mapping[int, float] = {2: 20.0, 4: 18.0}
+# Counted by running a guided step of the 14B's geometry on torch's meta device: 14.0 and 12.0.
+ACTIVATION_TENSORS: Mapping[int, float] = {2: 14.5, 4: 12.5}
 # For as long as a request runs: the reference's tokens and its part in the first joint attention.
 KEPT_TENSORS = 4
 

@@ -33,6 +33,8 @@ from diffusers.utils import apply_lora_scale
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from pipeline.elementwise import feed_forward, normalise, normalise_and_rotate
+
 REFERENCE_TIMESTEP = 1  # the reference is never noised; training gave it the schedule's last timestep
 ROTARY_THETA = 10_000.0
 
@@ -133,10 +135,17 @@ def _rows(context: ContextStates, start: int, stop: int) -> ContextStates:
 
 
 class ReferenceAttention(NamedTuple):
-    """The reference's part in a joint attention: the expert's attention and its projected tokens."""
+    """The reference's part in a joint attention: the expert's attention, and its tokens (B, S, d) as that reads them.
+
+    asks: whether its tokens attend too.
+    projected: of those tokens, where that is known.
+    """
 
     attn: WanAttention
-    tokens: ProjectedTokens
+    states: Tensor
+    rotary: Tensor
+    asks: bool
+    projected: ProjectedTokens | None
 
 
 def fold_padding(text_states: Tensor, total_rows: int) -> tuple[Tensor, Tensor]:
@@ -152,15 +161,6 @@ def fold_padding(text_states: Tensor, total_rows: int) -> tuple[Tensor, Tensor]:
     counts = torch.ones(batch, rows + 1, device=text_states.device)
     counts[:, -1] = total_rows - rows
     return states, counts
-
-
-def rotate(states: Tensor, rotary: Tensor) -> Tensor:
-    """Turn neighbouring pairs of each head, (B, S, heads, head_dim), as complex numbers by those of a table.
-
-    Source: arXiv:2104.09864, eq. 34. One pass over the states, where sines and cosines of their own take six.
-    """
-    pairs = torch.view_as_complex(states.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotary).flatten(-2).type_as(states)
 
 
 class RotaryEmbedding(nn.Module):
@@ -209,18 +209,19 @@ class JointAttnProcessor:
         reference: ReferenceAttention | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attend from (B, S, d) to (B, S, d); with a reference that asks too, give the pair (target, reference)."""
-        query = _project_query(attn, hidden_states, rotary_emb)
-        key, value = _project_key_value(attn, hidden_states, rotary_emb)
-        if reference is None:
-            return _project_out(attn, self._attend(query, key, value))
 
-        # One softmax over both streams: each sees the other. Tokens are dimension 1.
-        tokens = reference.tokens
-        key, value = _join(key, tokens.key), _join(value, tokens.value)
-        if tokens.query is None:
-            return _project_out(attn, self._attend(query, key, value))
-        attended = self._attend(_join(query, tokens.query), key, value)
-        target_attended, reference_attended = attended.split([query.shape[1], tokens.query.shape[1]], dim=1)
+        def project(part: str) -> Tensor:
+            target = _project(part, attn, hidden_states, rotary_emb)
+            if reference is None or (part == "query" and not reference.asks):
+                return target
+            return _join(target, _project_reference(part, reference))
+
+        # One softmax over both streams: each sees the other. Tokens are dimension 1. One part after the other, none of
+        # them kept, so that both streams are never held twice.
+        attended = self._attend(project("query"), project("key"), project("value"))
+        if reference is None or not reference.asks:
+            return _project_out(attn, attended)
+        target_attended, reference_attended = attended.split(hidden_states.shape[1], dim=1)
         return _project_out(attn, target_attended), _project_out(reference.attn, reference_attended)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -245,7 +246,7 @@ class ContextAttnProcessor:
     ) -> Tensor:
         """Attend from (R, S, d) to a context, giving (R, S, d)."""
         context = encoder_hidden_states
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        query = normalise(attn.norm_q, attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         # Few other backends take an additive bias, and this attention is 2 % of the work.
         text_backend = self._attention_backend if context.text_bias is None else AttentionBackendName.NATIVE
         text = dispatch_attention_fn(
@@ -272,13 +273,18 @@ def project_context(attn: WanAttention, text: Tensor, image: Tensor, text_bias: 
     )
 
 
-def _project_query(attn: WanAttention, states: Tensor, rotary: Tensor) -> Tensor:
-    return rotate(attn.norm_q(attn.to_q(states)).unflatten(2, (attn.heads, -1)), rotary)
+def _project(part: str, attn: WanAttention, states: Tensor, rotary: Tensor) -> Tensor:
+    """Give the query, key or value of tokens (B, S, d)."""
+    if part == "value":
+        return attn.to_v(states).unflatten(2, (attn.heads, -1))
+    projection, norm = (attn.to_q, attn.norm_q) if part == "query" else (attn.to_k, attn.norm_k)
+    return normalise_and_rotate(norm, projection(states), attn.heads, rotary)
 
 
-def _project_key_value(attn: WanAttention, states: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor]:
-    key = rotate(attn.norm_k(attn.to_k(states)).unflatten(2, (attn.heads, -1)), rotary)
-    return key, attn.to_v(states).unflatten(2, (attn.heads, -1))
+def _project_reference(part: str, reference: ReferenceAttention) -> Tensor:
+    if reference.projected is not None:
+        return getattr(reference.projected, part)
+    return _project(part, reference.attn, reference.states, reference.rotary)
 
 
 def _for_rows(states: Tensor, like: Tensor) -> Tensor:
@@ -335,37 +341,57 @@ class VideoAsPromptBlock(WanTransformerBlock):
 
         Without an expert, and in the last block that has one, the reference stays as it is.
         """
-        shift, scale, gate, *ffn_modulation = _modulation(self.scale_shift_table, target.time)
+        hidden_states, reference_hidden_states = self._attend_jointly(
+            hidden_states, reference_hidden_states, target, reference
+        )
+        if reference is not None and reference.context is not None:
+            reference_hidden_states = _attend_context(
+                self.norm2_mot_ref, self.attn2_mot_ref, reference_hidden_states, reference.context
+            )
+            modulation = _modulation(self.scale_shift_table_mot_ref, reference.time)[3:]
+            reference_hidden_states = _feed_forward(
+                self.norm3_mot_ref, self.ffn_mot_ref, reference_hidden_states, modulation
+            )
+        hidden_states = _attend_context(self.norm2, self.attn2, hidden_states, target.context)
+        modulation = _modulation(self.scale_shift_table, target.time)[3:]
+        return _feed_forward(self.norm3, self.ffn, hidden_states, modulation), reference_hidden_states
+
+    # A method of its own, so that what it needs on its way is free again when the rest begins.
+    def _attend_jointly(
+        self,
+        hidden_states: Tensor,
+        reference_hidden_states: Tensor,
+        target: StreamConditions,
+        reference: ReferenceConditions | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Add to both streams what self-attention gives."""
+        shift, scale, gate, *_ = _modulation(self.scale_shift_table, target.time)
         modulated = _modulate(self.norm1, hidden_states, shift, scale)
         if reference is None:
             attended = self.attn1(modulated, None, None, target.rotary)
         else:
-            projected = reference.projected or self.project_reference(reference_hidden_states, reference)
-            joint = ReferenceAttention(self.attn1_mot_ref, projected)
+            joint = self.join_reference(reference_hidden_states, reference)
             attended = self.attn1(modulated, None, None, target.rotary, reference=joint)
-            if reference.context is not None:
+            if joint.asks:
                 attended, ref_attended = attended
-                reference_hidden_states = self._finish_reference(
-                    reference_hidden_states, ref_attended, reference.time, reference.context
-                )
-        hidden_states = _add_gated(hidden_states, attended, gate)
-        hidden_states = _attend_context(self.norm2, self.attn2, hidden_states, target.context)
-        return _feed_forward(self.norm3, self.ffn, hidden_states, ffn_modulation), reference_hidden_states
+                _, _, ref_gate, *_ = _modulation(self.scale_shift_table_mot_ref, reference.time)
+                reference_hidden_states = _add_gated(reference_hidden_states, ref_attended, ref_gate)
+        return _add_gated(hidden_states, attended, gate), reference_hidden_states
+
+    def join_reference(self, reference_hidden_states: Tensor, reference: ReferenceConditions) -> ReferenceAttention:
+        """Give the part of the reference, (B, S, d), in the joint attention."""
+        modulated = reference_hidden_states
+        if reference.projected is None:
+            shift, scale, *_ = _modulation(self.scale_shift_table_mot_ref, reference.time)
+            modulated = _modulate(self.norm1_mot_ref, reference_hidden_states, shift, scale)
+        asks = reference.context is not None
+        return ReferenceAttention(self.attn1_mot_ref, modulated, reference.rotary, asks, reference.projected)
 
     def project_reference(self, reference_hidden_states: Tensor, reference: ReferenceConditions) -> ProjectedTokens:
-        """Give the reference's part in the joint attention of its tokens (B, S, d)."""
-        attn = self.attn1_mot_ref
-        shift, scale, *_ = _modulation(self.scale_shift_table_mot_ref, reference.time)
-        modulated = _modulate(self.norm1_mot_ref, reference_hidden_states, shift, scale)
-        key, value = _project_key_value(attn, modulated, reference.rotary)
-        asks = reference.context is not None
-        return ProjectedTokens(_project_query(attn, modulated, reference.rotary) if asks else None, key, value)
-
-    def _finish_reference(self, states: Tensor, attended: Tensor, time: Tensor, context: ContextStates) -> Tensor:
-        _, _, gate, *ffn_modulation = _modulation(self.scale_shift_table_mot_ref, time)
-        states = _add_gated(states, attended, gate)
-        states = _attend_context(self.norm2_mot_ref, self.attn2_mot_ref, states, context)
-        return _feed_forward(self.norm3_mot_ref, self.ffn_mot_ref, states, ffn_modulation)
+        """Give that part projected."""
+        joint = self.join_reference(reference_hidden_states, reference)
+        query = _project_reference("query", joint) if joint.asks else None
+        return ProjectedTokens(query, _project_reference("key", joint), _project_reference("value", joint))
 
 
 # For diffusers' caches (`enable_cache`): a skipped block hands both streams on as they came.
@@ -408,7 +434,7 @@ def _attend_context(norm: nn.Module, attn: WanAttention, states: Tensor, context
 
 def _feed_forward(norm: nn.LayerNorm, ffn: nn.Module, states: Tensor, modulation: Sequence[Tensor]) -> Tensor:
     shift, scale, gate = modulation
-    return _add_gated(states, ffn(_modulate(norm, states, shift, scale)), gate)
+    return _add_gated(states, feed_forward(ffn, _modulate(norm, states, shift, scale)), gate)
 
 
 def _split_tokens(expected_dims: int) -> ContextParallelInput:

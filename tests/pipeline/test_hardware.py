@@ -45,7 +45,7 @@ def test_a_machine_gets_the_best_profile_that_fits(machine: Machine, load: Workl
     assert fits(machine, plan.estimate)
 
 
-@pytest.mark.parametrize(("gib", "tiled", "split"), [(24, False, False), (12, True, True)])
+@pytest.mark.parametrize(("gib", "tiled", "split"), [(24, False, False), (8, True, True)])
 def test_what_would_not_fit_otherwise_is_made_in_smaller_parts(gib: int, tiled: bool, split: bool) -> None:
     """On a small card frames are decoded in tiles, and guidance branches run one after the other, exactly."""
     estimate = choose_profile(card(gib), RELEASED, USUAL).estimate
@@ -70,9 +70,9 @@ def test_a_plan_says_why() -> None:
     reason = choose_profile(card(24), RELEASED, USUAL).reason
 
     assert reason.startswith(
-        "Each layer is fetched while the one before it computes. The weights take 52 GB, a run 12 GB"
+        "Each layer is fetched while the one before it computes. The weights take 52 GB, a run 10 GB"
     )
-    assert "“model” would take 46 GB on the card" in reason
+    assert "“model” would take 45 GB on the card" in reason
     assert "there is 24 GB on the card, 128 GB of RAM" in reason
 
 
@@ -83,7 +83,7 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
     with pytest.raises(ModelError) as refusal:
         choose_profile(machine, RELEASED, USUAL, among=[BY_NAME["resident"]])
 
-    assert "in the profile “resident” they take 59 GB on the card" in refusal.value.message
+    assert "in the profile “resident” they take 58 GB on the card" in refusal.value.message
     assert refusal.value.message.endswith("the profile “stream” would fit.")
 
 

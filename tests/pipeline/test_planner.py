@@ -66,12 +66,12 @@ def test_a_chosen_profile_is_kept_to(tmp_path: Path) -> None:
 
 
 def test_a_small_card_starts_with_what_small_requests_need(tmp_path: Path) -> None:
-    """The default request does not fit 8 GB; shorter ones do, and the default one is refused with what fits."""
+    """A long request does not fit 8 GB; shorter ones do, and the long one is refused with what fits."""
     planner = make(card(8), tmp_path)
 
     assert planner.start.profile.name == "stream"
-    with pytest.raises(InvalidInputError, match=r"49 frames of 480 x 832 do not fit .*\. Try \d+ frames\.$") as refusal:
-        planner.plan(make_spec())
+    with pytest.raises(InvalidInputError, match=r"81 frames of 480 x 832 do not fit .*\. Try \d+ frames\.$") as refusal:
+        planner.plan(make_spec(num_frames=81))
     assert refusal.value.field == "num_frames"
 
 
@@ -154,17 +154,18 @@ def test_after_running_out_of_memory_a_lighter_profile_is_next(tmp_path: Path) -
         assert suggestion.fields == {}
         offered.append(suggestion.label)
 
-    assert offered == ["Try again, now in smaller parts at a time", "Try again, now in the lighter profile “model”"]
+    smaller_parts = "Try again, now in smaller parts at a time"
+    assert offered == [smaller_parts, smaller_parts, "Try again, now in the lighter profile “model”"]
     assert planner.plan(spec).profile.name == "model"
 
 
 def test_after_running_out_in_the_lightest_profile_something_smaller_is_next(tmp_path: Path) -> None:
     """And a request that failed is not refused for ever: what took the memory may be gone."""
-    planner, spec = make(card(24), tmp_path, "stream"), make_spec(resolution="580p")
+    planner, spec = make(card(24), tmp_path, "stream"), make_spec(resolution="720p")
 
-    offered = [planner.learn_failure(spec, planner.plan(spec)) for _ in range(2)]
+    offered = [planner.learn_failure(spec, planner.plan(spec)) for _ in range(3)]
 
-    assert [suggestion and suggestion.fields for suggestion in offered] == [{}, {"resolution": "480p"}]
+    assert [suggestion and suggestion.fields for suggestion in offered] == [{}, {}, {"resolution": "580p"}]
     for _ in range(3):
         planner.learn_failure(spec, planner.plan(spec))
     assert planner.plan(spec).profile.name == "stream"

@@ -1,5 +1,6 @@
 """The API as tests run it: a real server on loopback over the real queue and worker; only the generation is a fake."""
 
+import base64
 import socket
 import ssl
 import threading
@@ -38,6 +39,11 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"picture " * 100
 BROKEN_PNG = PNG + b"broken"
 
 FAST = Rhythm(poll_s=0.02, tend_s=0.05, heartbeat_s=5.0, report_delays_s=(0.1, 0.1, 0.1))
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Give data as a URI that carries it."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def wait_until(is_so: Callable[[], bool], timeout_s: float = 20.0) -> None:

@@ -1,7 +1,6 @@
 """The fal API over real HTTP: what each endpoint answers, to whom, and what it never does."""
 
 import asyncio
-import base64
 import json
 import os
 import socket
@@ -28,6 +27,7 @@ from tests.server.api_server import (
     MP4,
     PNG,
     ApiServer,
+    data_uri,
     forbid_foreign_packets,
     idle_server,
     make_services,
@@ -37,10 +37,6 @@ from tests.server.api_server import (
 
 QUEUE, RUN = f"/fal/queue/{APP}", f"/fal/run/{APP}"
 PROXY = "/api/fal/proxy"
-
-
-def data_uri(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 INPUT = {

@@ -75,7 +75,7 @@ def test_the_line_tells_time_memory_and_profile(line: EstimateLine) -> None:
     told = line.tell(*USUAL)
 
     assert "About 28 min (predicted)" in told
-    assert "12 GB on the card" in told
+    assert "10 GB on the card" in told
     assert "55 GB of RAM" in told
     assert "of disk, profile stream" in told
 
@@ -132,7 +132,7 @@ def test_the_models_card_names_the_profile_and_why(planner: Planner) -> None:
     told = panels.model_ready(planner.facts, planner.start)
 
     assert "Profile “stream”: Each layer is fetched" in told
-    assert "“model” would take 46 GB on the card" in told
+    assert "“model” would take 45 GB on the card" in told
 
 
 def fail(queue: JobQueue, error: JobError) -> Job:

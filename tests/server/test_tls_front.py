@@ -23,7 +23,7 @@ from server.certificates import load_certificate
 from server.job import JobStatus
 from server.settings import Settings, bind
 from server.tls_front import TlsFront, leads_to_fal, open_proxy
-from tests.server.api_server import APP, MP4, PNG, ApiServer, forbid_foreign_packets, run_server, wait_until
+from tests.server.api_server import APP, MP4, PNG, ApiServer, data_uri, forbid_foreign_packets, run_server, wait_until
 from tests.server.app_program import run_app
 from tests.server.guard import sitecustomize as guard
 
@@ -186,13 +186,15 @@ def test_a_program_that_ends_stops_its_synchronous_call(server: ApiServer, tmp_p
     """The end of a connection is handed on."""
     server.generation.gate.clear()
     program = "import json, sys, fal_client; fal_client.run(sys.argv[1], json.loads(sys.argv[2]))"
-    given = INPUT | {"video_url": "https://127.0.0.1:1/a.mp4", "image_url": "https://127.0.0.1:1/a.png"}
+    media = {"video_url": data_uri(MP4, "video/mp4"), "image_url": data_uri(PNG, "image/png")}
+    given = INPUT | media
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(guard.__file__).parent), "FAL_KEY": "any"}
     owner, before = "everyone", len(server.services.queue.all_jobs())
     with open_front(server, tmp_path) as front:
         command = [sys.executable, "-c", program, APP, json.dumps(given)]
         caller = subprocess.Popen(command, env=environment | dict(front.environment), stderr=subprocess.DEVNULL)
         wait_until(lambda: len(server.services.queue.all_jobs()) > before)
+        wait_until(lambda: server.generation.specs != [])
 
         caller.kill()
         caller.wait()

@@ -41,7 +41,7 @@ MUON_LR = 8e-3
 # Under the negative prompt the reference is somebody else's this often: guidance then pushes towards the reference.
 # With guidance w it is as strong as w * share + 1 - share with the reference dropped: 5 is as 2.2.
 STRANGE_REFERENCE_SHARE = 0.3
-COVER_VARIANCE = 0.09
+COVER_VARIANCE = 0.09  # of how much of a token the object covers
 DESCRIBING = 0.5  # weight of the error in what the tokens after the last expert tell of the motion
 AVERAGING = 0.98  # share of the averaged weights that a step keeps
 REPORT_S = 60.0
@@ -72,8 +72,8 @@ class Lesson:
 
 
 LESSONS = (
-    Lesson(43_328, PLAIN, (0.1, 0.8, 0.05, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0, has_reference=False),
-    Lesson(60_000, PLAIN, (0.65, 0.2, 0.1, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0),
+    Lesson(44_000, PLAIN, (0.1, 0.8, 0.05, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0, has_reference=False),
+    Lesson(75_000, PLAIN, (0.65, 0.2, 0.1, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0),
     Lesson(150_000, PHOTOGRAPHIC, (0.65, 0.15, 0.1, 0.1), (0.9, 0.03, 0.03, 0.04), 8.0),
     Lesson(10**9, EVERYTHING, (0.55, 0.12, 0.18, 0.15), (0.75, 0.06, 0.05, 0.14), 6.0),
 )

@@ -20,7 +20,7 @@ def main() -> None:
     arguments = build_parser().parse_args()
     if arguments.stage == "evaluate":
         options = {"guidance_scale": arguments.guidance}
-        effects = EFFECTS if arguments.all_effects else EASY_EFFECTS
+        effects = EASY_EFFECTS if arguments.easy else EFFECTS
         print(evaluate(arguments.model, arguments.out, arguments.rounds, arguments.frames, effects, options))
         return
     for stage in [arguments.stage] if arguments.stage else list_missing_stages(arguments.runs):
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=2, help="of the evaluation, each with every effect once")
     parser.add_argument("--frames", type=int, default=17, help="of the evaluation's clips")
     parser.add_argument("--guidance", type=float, default=1.0, help="of the evaluation")
-    parser.add_argument("--all-effects", action="store_true", help="evaluate also on those that are taught last")
+    parser.add_argument("--easy", action="store_true", help="evaluate only on the effects that are taught first")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "evaluation", help="figures and contact sheets")
     return parser
 

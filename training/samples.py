@@ -148,7 +148,7 @@ def draw_caption(generator: Generator, effect: Effect, parameters: Parameters) -
     return f"{caption} {strength}" if is_told else caption
 
 
-def draw_motion(generator: Generator, diet: Diet, frames: int, with_object: bool) -> tuple[Motion, str]:
+def draw_captioned_motion(generator: Generator, diet: Diet, frames: int, with_object: bool) -> tuple[Motion, str]:
     """Give a motion over a clip, and a caption that says it."""
     effects = diet.draw_effects(generator, with_object)
     drawn = [(effect, draw_parameters(generator, diet.eased, diet.spread)) for effect in effects]
@@ -160,7 +160,7 @@ def draw_block(generator: Generator, shape: Shape, codec: Codec, diet: Diet, sce
     """Draw some motions, and show each on the same new scenes."""
     with_object = bool(torch.rand((), generator=generator) >= WITHOUT_OBJECT)
     motions, captions = zip(
-        *(draw_motion(generator, diet, shape.frames, with_object) for _ in range(MOTIONS)), strict=True
+        *(draw_captioned_motion(generator, diet, shape.frames, with_object) for _ in range(MOTIONS)), strict=True
     )
     size = (shape.height, shape.width)
     drawn = [draw_scene(generator, *size, still(shape.frames), with_object, plain=diet.plain) for _ in range(scenes)]

@@ -8,7 +8,7 @@ from typing import cast
 import sentencepiece
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 from pipeline.conditioning import DEFAULT_NEGATIVE_PROMPT
@@ -20,11 +20,15 @@ VOCABULARY = 2048
 TEXT_DIM = 64
 IMAGE_DIM = 64
 IMAGE_SIZE = 224
-WIDTH, HEADS, LAYERS = 208, 2, 6
-EXPERT_BLOCKS = (0, 1, 2, 3)  # the last two are left to act upon what was read of the reference
+WIDTH, FFN_WIDTH, HEADS, LAYERS = 208, 512, 2, 8
+EXPERT_BLOCKS = (0, 1, 2, 3, 4)  # the last ones are left to act upon what was read of the reference
+# The heads that fetch from the start image, and which of a token's four latents each is for: in rows, from the left.
+FETCHING = {5: (0, 3), 6: (1, 2)}
+# The same of the experts' heads that look where in the reference's first frame that stood which a token shows.
+TRACKING = {2: (0, 3)}
 MASK = 4.0  # the size of the given frame's mark in a token
 PEAK = 1.33  # with the norm and its weight: 8 nats at the place itself, 4 less beside it
-PATCH = 4 * LATENT_CHANNELS  # numbers of a token's latents
+PATCH = 4 * LATENT_CHANNELS  # numbers of a token's latents: channel by channel, of each its four latents
 
 
 def build_transformer() -> VideoAsPromptTransformer3DModel:
@@ -36,7 +40,7 @@ def build_transformer() -> VideoAsPromptTransformer3DModel:
         out_channels=LATENT_CHANNELS,
         text_dim=TEXT_DIM,
         freq_dim=256,
-        ffn_dim=3 * WIDTH,
+        ffn_dim=FFN_WIDTH,
         num_layers=LAYERS,
         image_dim=IMAGE_DIM,
         added_kv_proj_dim=WIDTH,
@@ -52,7 +56,7 @@ def _hold_still(model: VideoAsPromptTransformer3DModel) -> None:
 
     That is the velocity of a video in which nothing happens, right at sigma = 1 / 1.3. Learning to copy the image
     takes thousands of samples otherwise. A token's first PATCH numbers hold its noisy latents, the next its condition,
-    and the one after these its mask; all block outputs but the copy start at zero.
+    and the one after these its mask; all block outputs but the copies start at zero.
     """
     latents = torch.eye(PATCH).view(PATCH, LATENT_CHANNELS, 1, 2, 2)
     weight = model.patch_embedding.weight.data.zero_()
@@ -75,16 +79,25 @@ def _hold_still(model: VideoAsPromptTransformer3DModel) -> None:
             nn.init.zeros_(last.bias)
         block.scale_shift_table.data.zero_()
         block.scale_shift_table.data[:, [2, 5]] = 1  # the gates
-    _look_at_start_image(blocks[0].attn1, part=0)
-    value, back = blocks[0].attn1.to_v, blocks[0].attn1.to_out[0]
-    value.weight.data[:PATCH] = 0
-    value.weight.data[:PATCH, PATCH : 2 * PATCH] = torch.eye(PATCH)
-    value.bias.data.zero_()
-    back.weight.data[:PATCH, :PATCH] = -torch.eye(PATCH)
+    _look_at_start_image(blocks[0].attn1, heads=(0,), part=0)
+    for index, latents_of_heads in FETCHING.items():
+        _look_at_start_image(blocks[index].attn1, heads=(0, 1), part=0)
+        for head, latent in enumerate(latents_of_heads):
+            _subtract_condition(blocks[index].attn1, head, torch.arange(latent, PATCH, 4))
 
 
-def _look_at_start_image(attention: WanAttention, part: int) -> None:
-    """Let the first head look at the given frame of its own stream, at the token's own place.
+def _subtract_condition(attention: WanAttention, head: int, numbers: Tensor, start: int = 0) -> None:
+    """Let a head subtract what it sees of the condition's numbers from those that stand from `start` on in a token."""
+    value, back = attention.to_v, attention.to_out[0]
+    first = head * WIDTH // HEADS
+    value.weight.data[first : first + PATCH] = 0
+    value.weight.data[first : first + PATCH, PATCH : 2 * PATCH] = torch.eye(PATCH)
+    value.bias.data[first : first + PATCH] = 0
+    back.weight.data[start + numbers, first + numbers] = -1
+
+
+def _look_at_start_image(attention: WanAttention, heads: tuple[int, ...], part: int) -> None:
+    """Let heads look at the given frame of their own stream, at the token's own place.
 
     A constant in queries and keys, on the quickest rotations of rows and columns, makes their product a peak at
     distance zero; on the slowest rotation of time, only the given frame's keys have it. part: which of the two numbers
@@ -92,29 +105,35 @@ def _look_at_start_image(attention: WanAttention, part: int) -> None:
     """
     time, across = RotaryEmbedding(WIDTH // HEADS).axis_dims[:2]
     pairs = torch.tensor([start + pair for start in (time, time + across) for pair in (0, 2)])
-    place, slowest = pairs + part, time - 2 + part
-    used = [*pairs.tolist(), *(pairs + 1).tolist(), time - 2, time - 1]
-    for projection, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
-        projection.weight.data *= 0.5  # so that the constants weigh more after the norm
-        projection.weight.data[used] = 0
-        projection.bias.data.zero_()
-        projection.bias.data[place] = PEAK
-        norm.weight.data[used] = 2.5
-    attention.to_q.bias.data[slowest] = PEAK
-    attention.to_k.weight.data[slowest, 2 * PATCH] = PEAK / MASK
+    for head in heads:
+        first = head * WIDTH // HEADS
+        place, slowest = first + pairs + part, first + time - 2 + part
+        used = torch.cat([first + pairs, first + pairs + 1, torch.tensor([first + time - 2, first + time - 1])])
+        for projection, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
+            # smaller, so that the constants weigh more after the norm
+            projection.weight.data[first : first + WIDTH // HEADS] *= 0.5
+            projection.weight.data[used] = 0
+            projection.bias.data[first : first + WIDTH // HEADS] = 0
+            projection.bias.data[place] = PEAK
+            norm.weight.data[used] = 2.5
+        attention.to_q.bias.data[slowest] = PEAK
+        attention.to_k.weight.data[slowest, 2 * PATCH] = PEAK / MASK
 
 
 def copy_base_to_experts(model: VideoAsPromptTransformer3DModel) -> None:
     """Give every reference twin (`*_mot_ref`) the weights of the base module beside it.
 
-    Only the first block's twin looks elsewhere than its base: at the reference's first frame, not at the target's.
-    With the copied values it so begins with what has changed in the reference.
+    Only the first block's twin does something else than its base: its first head looks at the reference's first frame
+    and subtracts it from the condition, which is grey in later frames. So a token has what it shows beside what was at
+    its place at first.
     """
     weights = model.state_dict()
     for name, weight in weights.items():
         if "_mot_ref" in name:
             weight.copy_(weights[name.replace("_mot_ref", "")])
-    _look_at_start_image(cast(VideoAsPromptBlock, model.blocks[0]).attn1_mot_ref, part=1)
+    twin = cast(VideoAsPromptBlock, model.blocks[0]).attn1_mot_ref
+    _look_at_start_image(twin, heads=(0,), part=1)
+    _subtract_condition(twin, 0, torch.arange(PATCH), start=PATCH)
 
 
 def build_text_encoder() -> UMT5EncoderModel:

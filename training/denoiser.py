@@ -7,7 +7,7 @@ learnt, and no movement.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -21,19 +21,18 @@ from transformers import T5TokenizerFast
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from pipeline.conditioning import DEFAULT_NEGATIVE_PROMPT, TEXT_LENGTH
-from pipeline.transformer import VideoAsPromptTransformer3DModel
+from pipeline.transformer import RequestStates
 from training.autoencoder import build_autoencoder
 from training.components import (
-    EXPERT_BLOCKS,
     IMAGE_SIZE,
-    WIDTH,
     build_image_encoder,
     build_text_encoder,
     build_tokenizer,
     build_transformer,
     copy_base_to_experts,
 )
-from training.effects import DESCRIPTION, EASY_EFFECTS, EFFECTS, description_weights
+from training.effects import EASY_EFFECTS, EFFECTS
+from training.reader import Reader, Truth
 from training.samples import Codec, Diet, Pair, Pool, Shape, landscape, portrait
 from training.sittings import Optimizers, Worker, save_checkpoint, sitting, write_log
 
@@ -41,8 +40,7 @@ MUON_LR = 8e-3
 # Under the negative prompt the reference is somebody else's this often: guidance then pushes towards the reference.
 # With guidance w it is as strong as w * share + 1 - share with the reference dropped: 5 is as 2.2.
 STRANGE_REFERENCE_SHARE = 0.3
-COVER_VARIANCE = 0.09  # of how much of a token the object covers
-DESCRIBING = 0.5  # weight of the error in what the tokens after the last expert tell of the motion
+READING = 0.25  # weight of the error in what the tokens tell
 AVERAGING = 0.98  # share of the averaged weights that a step keeps
 REPORT_S = 60.0
 LENGTHS = (17, 25, 33, 49)  # frames of a clip
@@ -72,9 +70,9 @@ class Lesson:
 
 
 LESSONS = (
-    Lesson(44_000, PLAIN, (0.1, 0.8, 0.05, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0, has_reference=False),
-    Lesson(75_000, PLAIN, (0.65, 0.2, 0.1, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0),
-    Lesson(150_000, PHOTOGRAPHIC, (0.65, 0.15, 0.1, 0.1), (0.9, 0.03, 0.03, 0.04), 8.0),
+    Lesson(16_500, PLAIN, (0.1, 0.8, 0.05, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0, has_reference=False),
+    Lesson(50_000, PLAIN, (0.65, 0.2, 0.1, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0),
+    Lesson(90_000, PHOTOGRAPHIC, (0.65, 0.15, 0.1, 0.1), (0.9, 0.03, 0.03, 0.04), 8.0),
     Lesson(10**9, EVERYTHING, (0.55, 0.12, 0.18, 0.15), (0.75, 0.06, 0.05, 0.14), 6.0),
 )
 
@@ -155,42 +153,10 @@ def with_condition(latents: Tensor, conditions: Tensor) -> Tensor:
     return torch.cat([latents, mask, conditions], dim=1)
 
 
-class Reader(nn.Module):
-    """Reads off the tokens after the last expert what happens, and where the object is; nano never sees it.
-
-    It teaches the reference's tokens to know the motion, and the target's to have taken it over, long before the video
-    shows it: a movement that is only nearly right makes no video better.
-    """
-
-    def __init__(self, transformer: VideoAsPromptTransformer3DModel) -> None:
-        super().__init__()
-        self.target = nn.Linear(WIDTH, DESCRIPTION + 2)
-        self.reference = nn.Linear(WIDTH, DESCRIPTION + 2)
-        self.tokens: tuple[Tensor, Tensor] | None = None
-        transformer.blocks[EXPERT_BLOCKS[-1]].register_forward_hook(self._keep)
-
-    def _keep(self, block: nn.Module, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
-        self.tokens = outputs
-
-    def loss(self, descriptions: Tensor, covers: Tensor, reference_covers: Tensor, has_reference: bool) -> Tensor:
-        """Compare what the newest tokens tell with descriptions (B, T, DESCRIPTION) and covers (B, T, rows, columns).
-
-        A mere mean of all that may happen costs about one for what happens, and one for where the object is.
-        """
-        assert self.tokens is not None
-        streams = [(self.target, self.tokens[0], covers), (self.reference, self.tokens[1], reference_covers)]
-        loss = torch.zeros(())
-        for head, tokens, cover in streams if has_reference else streams[:1]:
-            told = head(F.layer_norm(tokens, tokens.shape[-1:])).unflatten(1, (descriptions.shape[1], -1))
-            error = (told[..., :DESCRIPTION] - descriptions[:, :, None]).square().mean(dim=(0, 1, 2))
-            where = torch.stack([cover, cover[:, :1].expand_as(cover)], dim=-1).flatten(2, 3)  # now, and at first
-            misplaced = (told[..., DESCRIPTION:] - where).square().mean() / COVER_VARIANCE
-            loss = loss + (error * description_weights()).sum() + misplaced
-        return loss
-
-
-def predict(nano: Nano, timestep: Tensor, target: Stream, reference: Stream, has_reference: bool = True) -> Tensor:
-    """Give the velocity (B, z, T, h, w). has_reference: or else the experts are left out."""
+def predict(
+    nano: Nano, timestep: Tensor, target: Stream, reference: Stream, has_reference: bool = True
+) -> tuple[Tensor, RequestStates]:
+    """Give the velocity (B, z, T, h, w), and what it came from. has_reference: or else the experts are left out."""
     request = nano.transformer.prepare(
         timesteps=timestep,
         encoder_hidden_states=target.text,
@@ -203,7 +169,7 @@ def predict(nano: Nano, timestep: Tensor, target: Stream, reference: Stream, has
     )
     if not has_reference:
         request = request._replace(references=(None,) * len(request.references))
-    return nano.transformer(target.latents, request.times, request)
+    return nano.transformer(target.latents, request.times, request), request
 
 
 def flow_loss(
@@ -229,11 +195,15 @@ def flow_loss(
     target = Stream(with_condition(noisy, conditions), states[0], counts[0], images)
     clean = with_condition(latents, conditions)
     reference = Stream(clean[others], states[1], counts[1], images[others])
-    velocity = predict(nano, sigma * 1000, target, reference, lesson.has_reference)
-    shown = torch.stack([pair.description for pair in pairs]).repeat_interleave(2, dim=0)
-    # what a strange reference shows is of no use to its target, but the reader is to know it
-    covers = torch.cat([pair.covers for pair in pairs])
-    told = reader.loss(shown[others] if lesson.has_reference else shown, covers, covers[others], lesson.has_reference)
+    velocity, request = predict(nano, sigma * 1000, target, reference, lesson.has_reference)
+    shown = Truth(
+        torch.stack([pair.description for pair in pairs]).repeat_interleave(2, dim=0),
+        torch.cat([pair.covers for pair in pairs]),
+        torch.cat([pair.sources for pair in pairs]),
+    )
+    # a strange reference tells nothing of its target
+    happens = replace(shown, descriptions=shown.descriptions[others]) if lesson.has_reference else shown
+    told = reader.loss(request, happens, shown[others], lesson.has_reference)
     return F.mse_loss(velocity, noise - latents), told
 
 
@@ -300,7 +270,7 @@ class Course:
         self._attend_lesson()
         pairs = self.pool.draw(*draw_shape(self.shapes, self.lesson.length_shares))
         loss, told = flow_loss(self.nano, self.reader, self.tokenizer, self.generator, pairs, self.lesson)
-        (loss + DESCRIBING * told).backward()
+        (loss + READING * told).backward()
         self.losses.append((loss.item(), told.item()))
         self.optimizers.step(self.worker, lr_scale)
         self.samples += 2 * len(pairs) * self.worker.count

@@ -14,14 +14,14 @@ from torch import Generator, Tensor
 
 from training.autoencoder import encode_clips
 from training.effects import Effect, Motion, Parameters, animate, combine, describe, draw_parameters, still
-from training.scenes import draw_scene, render, trace_object
+from training.scenes import draw_scene, render, trace_object, trace_sources
 
 SHORT_SIDE, LONG_SIDE = 80, 144
 # frames after the start image of a condition are grey; what it leaves in the latents has faded by this many frames
 CONDITION_FRAMES = 13
 POOL_SIZE = 75  # blocks of one shape
 SCENES, MOTIONS = 4, 4  # of a block: each scene under each motion
-FRESH_SHARE = 0.5  # of the steps begin with a new block
+FRESH_SHARE = 0.3  # of the steps begin with a new block
 WITHOUT_OBJECT = 0.15  # of the blocks
 STRENGTHS = ("a little", "a lot")  # said of amounts below and above a third and two thirds, half of the time
 
@@ -79,6 +79,7 @@ class Pair:
     pictures: (2, 3, height, width), the first frames, -1 to 1.
     description: (T, DESCRIPTION), what happens, as `effects.describe` gives it.
     covers: (2, T, rows, columns), where the objects are, as `scenes.trace_object` gives it.
+    sources: (2, T, h, w, 2), where what is shown stood at first, as `scenes.trace_sources` gives it.
     """
 
     latents: Tensor
@@ -87,6 +88,7 @@ class Pair:
     caption: str
     description: Tensor
     covers: Tensor
+    sources: Tensor
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Block:
 
     latents: (motions, scenes, z, T, h, w); conditions: (scenes, z, T, h, w); pictures: (scenes, 3, height, width).
     captions, descriptions: of the motions. covers: (motions, scenes, T, rows, columns).
+    sources: (motions, scenes, T, h, w, 2).
     """
 
     latents: Tensor
@@ -103,6 +106,7 @@ class Block:
     captions: list[str]
     descriptions: list[Tensor]
     covers: Tensor
+    sources: Tensor
 
     def draw_pair(self, generator: Generator) -> Pair:
         """Choose a motion and two scenes."""
@@ -115,6 +119,7 @@ class Block:
             self.captions[motion],
             self.descriptions[motion],
             self.covers[motion, scenes],
+            self.sources[motion, scenes],
         )
 
 
@@ -172,7 +177,10 @@ def draw_block(generator: Generator, shape: Shape, codec: Codec, diet: Diet, sce
         pictures,
         list(captions),
         [describe(motion) for motion in motions],
-        torch.stack([torch.stack([trace_object(scene, motion, *size) for scene in drawn]) for motion in motions]),
+        *(
+            torch.stack([torch.stack([trace(scene, motion, *size) for scene in drawn]) for motion in motions])
+            for trace in (trace_object, trace_sources)
+        ),
     )
 
 

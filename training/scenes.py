@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Generator, Tensor
 
-from training.effects import Motion
+from training.effects import Motion, still
 from training.photographs import load_photographs
 
 CANVAS_MARGIN = 1.25  # a background is this much larger than the frame; beyond, it is mirrored
@@ -108,11 +108,11 @@ def paint_pattern(generator: Generator, height: int, width: int) -> Tensor:
 
 
 def paint_leaves(generator: Generator, height: int, width: int) -> Tensor:
-    """Paint discs and boxes over each other, many small and few large: the statistics of photographs."""
+    """Paint discs and boxes over each other, all smaller than an object, or nobody could tell which is the object."""
     picture = paint_gradient(generator, height, width)
     rows, columns = _plane(height, width)
     for _ in range(_integer(generator, 6, 40)):
-        radius = 0.1 * _uniform(generator, 0.02, 1) ** -0.6
+        radius = 0.06 * _uniform(generator, 0.12, 1) ** -0.6
         y, x = (_uniform(generator, float(axis.min()), float(axis.max())) for axis in (rows, columns))
         across, down = (columns - x).abs(), (rows - y).abs()
         distance = torch.maximum(across, down * 1.5) if _chance(generator, 0.4) else (across**2 + down**2).sqrt()
@@ -158,7 +158,7 @@ def _vary(generator: Generator, picture: Tensor) -> Tensor:
 
 
 PAINTERS = (paint_gradient, paint_clouds, paint_pattern, paint_leaves, paint_landscape)
-PLAIN_PAINTERS = (paint_gradient, paint_landscape, paint_leaves)
+PLAIN_PAINTERS = (paint_gradient, paint_clouds, paint_landscape)
 PHOTOGRAPH_SHARE = 0.45
 
 
@@ -277,7 +277,7 @@ def draw_scene(
 ) -> Scene:
     """Draw what a clip starts from. The motion only helps to place the object where it stays visible."""
     background = draw_background(generator, int(height * CANVAS_MARGIN), int(width * CANVAS_MARGIN), held_out, plain)
-    radius = _uniform(generator, 0.3, 0.6)
+    radius = _uniform(generator, 0.35, 0.75)
     short = min(height, width)
     reach = (width / short - radius, height / short - radius)
     position = _draw_position(generator, reach, motion.shift[-1])
@@ -332,23 +332,48 @@ def trace_object(scene: Scene, motion: Motion, height: int, width: int) -> Tenso
     return F.avg_pool2d(cover, 4)[:, 0]
 
 
+def trace_sources(scene: Scene, motion: Motion, height: int, width: int) -> Tensor:
+    """Give where in the first frame that stands which each latent shows, (T, height / 8, width / 8, 2), x before y.
+
+    NaN where it cannot be seen in the first frame. At the latents' frames.
+    """
+    seldom = Motion(**{name: values[::4] for name, values in vars(motion).items()})
+    world = _to_world(seldom, height // 8, width // 8)
+    sources = world
+    if scene.sprite is not None:
+        _, cover = _sample_object(scene, scene.sprite, seldom, world)
+        is_object = cover[:, 0] > 0.5
+        sources = torch.tensor(scene.position) + scene.radius * _to_object(scene, seldom, world)
+        sources = torch.where(is_object[..., None], sources, world)
+        at_rest = still(len(sources))
+        _, first_cover = _sample_object(scene, scene.sprite, at_rest, sources)
+        sources = sources.masked_fill((is_object != (first_cover[:, 0] > 0.5))[..., None], math.nan)
+    short = min(height, width)
+    is_outside = (sources.abs() >= torch.tensor([width, height]) / short).any(dim=-1, keepdim=True)
+    return sources.masked_fill(is_outside, math.nan)
+
+
 def _place_object(picture: Tensor, scene: Scene, sprite: Tensor, motion: Motion, world: Tensor) -> Tensor:
     """Draw the object over a clip (F, 3, height, width)."""
     return torch.lerp(picture, *_sample_object(scene, sprite, motion, world))
 
 
-def _sample_object(scene: Scene, sprite: Tensor, motion: Motion, world: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the object's colour (F, 3, height, width) and how much it covers (F, 1, height, width)."""
+def _to_object(scene: Scene, motion: Motion, world: Tensor) -> Tensor:
+    """Give the place on the object, -1 to 1, that stands at each place in the scene, (F, height, width, 2)."""
     foot = scene.radius * (1 - motion.scale[:, 1]) * motion.sag
     middle = torch.tensor(scene.position) + motion.shift + torch.stack([torch.zeros_like(foot), foot], dim=1)
     offset = world - middle[:, None, None]
     cos, sin = motion.angle.cos()[:, None, None], motion.angle.sin()[:, None, None]
     x = offset[..., 0] * cos + offset[..., 1] * sin
     y = offset[..., 1] * cos - offset[..., 0] * sin
-    size = (motion.scale * scene.radius).clamp(min=1e-3)[:, None, None]
+    return torch.stack([x, y], dim=-1) / (motion.scale * scene.radius).clamp(min=1e-3)[:, None, None]
+
+
+def _sample_object(scene: Scene, sprite: Tensor, motion: Motion, world: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the object's colour (F, 3, height, width) and how much it covers (F, 1, height, width)."""
     # a last channel of ones tells how much of a pixel is inside the sprite: without it, a black rim would show
-    layers = torch.cat([sprite, scene.grains, torch.ones_like(scene.grains)]).expand(len(foot), -1, -1, -1)
-    sampled = F.grid_sample(layers, torch.stack([x, y], dim=-1) / size, align_corners=False)
+    layers = torch.cat([sprite, scene.grains, torch.ones_like(scene.grains)]).expand(len(world), -1, -1, -1)
+    sampled = F.grid_sample(layers, _to_object(scene, motion, world), align_corners=False)
     colour, alpha, grains, inside = sampled.split([3, 1, 1, 1], dim=1)
     colour = torch.einsum("fij,fjhw->fihw", motion.object_colour, colour / inside.clamp(min=1e-3))
     colour = colour + motion.object_brightness[:, :, None, None]

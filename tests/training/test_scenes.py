@@ -3,12 +3,13 @@
 import pytest
 import torch
 from torch import Generator
+from torch.nn import functional
 
 from training.autoencoder import build_autoencoder
 from training.denoiser import LESSONS
 from training.effects import EFFECTS, Effect, animate, combine, draw_parameters, still
 from training.samples import MOTIONS, Codec, Shape, draw_block
-from training.scenes import Scene, draw_scene, render, trace_object
+from training.scenes import Scene, draw_scene, render, trace_object, trace_sources
 
 
 def draw_clip(seed: int, effect: Effect, height: int = 80, width: int = 144) -> torch.Tensor:
@@ -90,6 +91,26 @@ def test_the_trace_of_an_object_goes_where_the_object_goes() -> None:
     columns = torch.arange(9.0)
     middles = (cover.sum(dim=1) * columns).sum(dim=1) / cover.sum(dim=(1, 2))
     assert (middles.diff() > 0.3).all()
+
+
+@pytest.mark.parametrize("name", ["move_right", "grow", "spin_left", "pan_up", "zoom_in", "melt"])
+def test_sources_are_where_the_shown_stood_at_first(name: str) -> None:
+    """The first frame, read at the sources, gives the later frames."""
+    generator = Generator().manual_seed(3)
+    effect = next(effect for effect in EFFECTS if effect.name == name)
+    motion = animate(effect, draw_parameters(generator, spread=0.1), 17)
+    scene = draw_scene(generator, 80, 144, motion, with_object=True, plain=True)
+    clip = render(scene, motion, 80, 144).transpose(0, 1)
+
+    sources = trace_sources(scene, motion, 80, 144)
+    known = sources.isfinite().all(dim=-1)
+    first = clip[:1].expand(5, -1, -1, -1)
+    read = functional.grid_sample(first, sources.nan_to_num() * torch.tensor([80 / 144, 1]), align_corners=False)
+    shown = functional.avg_pool2d(clip[::4, :, 3:, 3:], 2, stride=8)  # in the middle of each latent
+
+    assert sources.shape == (5, 10, 18, 2)
+    assert known.float().mean() > 0.5
+    assert ((read - shown).abs().mean(dim=1)[known] < 0.1).float().mean() > 0.9
 
 
 def test_scenes_of_a_block_come_with_every_of_its_motions() -> None:

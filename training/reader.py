@@ -1,0 +1,186 @@
+"""What the denoiser is asked besides the video: where its tokens are, what happens, and where each picture part was.
+
+A movement that is only nearly right makes no video better, so the error in the video teaches movement late. These
+answers can be nearly right. None of this is part of nano.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.transformers.transformer_wan import WanAttention
+from torch import Tensor, nn
+
+from pipeline.elementwise import normalise_and_rotate
+from pipeline.transformer import RequestStates, VideoAsPromptBlock, VideoAsPromptTransformer3DModel
+from training.components import EXPERT_BLOCKS, FETCHING, TRACKING, WIDTH
+from training.effects import DESCRIPTION, description_weights
+
+PLACED_AFTER = 1  # the block after which tokens are to know their place
+# What a mere mean costs is brought to about one by these.
+COVER_VARIANCE = 0.09
+OFFSET_VARIANCE = 0.1
+PLACE_VARIANCE = 0.3
+FETCH_WEIGHT = 0.5  # of the nats by which the fetching heads look elsewhere than at the source
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What happens in clips.
+
+    descriptions: (B, T, DESCRIPTION), as `effects.describe` gives it.
+    covers: (B, T, rows, columns), as `scenes.trace_object` gives it.
+    sources: (B, T, 2 rows, 2 columns, 2), as `scenes.trace_sources` gives it.
+    """
+
+    descriptions: Tensor
+    covers: Tensor
+    sources: Tensor
+
+    def __getitem__(self, index: Tensor) -> "Truth":
+        """Give that of some of the clips."""
+        return Truth(self.descriptions[index], self.covers[index], self.sources[index])
+
+    @property
+    def source_tokens(self) -> Tensor:
+        """Give the token of the first frame at each latent's source, (B, S, 4); -100 where there is none."""
+        rows, columns = self.covers.shape[2:]
+        size = torch.tensor([columns, rows])
+        across, down = ((self.sources * min(rows, columns) + size) / 2).floor().unbind(-1)
+        return _by_token((down * columns + across).nan_to_num(-100).long()[..., None]).squeeze(-1)
+
+    @property
+    def offsets(self) -> Tensor:
+        """Give the way from each token's middle to its latents' sources, (B, S, 4, 2), NaN where there is none."""
+        return _by_token(self.sources) - token_places(*self.covers.shape[1:])[:, None, :2]
+
+
+def _by_token(values: Tensor) -> Tensor:
+    """Bring (B, T, 2 rows, 2 columns, n) into the order of tokens, (B, S, 4, n)."""
+    tiles = values.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).transpose(3, 4)
+    return tiles.flatten(4, 5).flatten(1, 3)
+
+
+def token_places(frames: int, rows: int, columns: int) -> Tensor:
+    """Give x, y in half short sides, and time in units of 16 frames, of tokens: (S, 3)."""
+    time = torch.arange(frames) / 4
+    down, across = ((2 * torch.arange(size) + 1 - size) / min(rows, columns) for size in (rows, columns))
+    grid = torch.meshgrid(time, down, across, indexing="ij")
+    return torch.stack(grid[::-1], dim=-1).flatten(0, 2)
+
+
+class Reader(nn.Module):
+    """Asks the tokens."""
+
+    def __init__(self, transformer: VideoAsPromptTransformer3DModel) -> None:
+        super().__init__()
+        self.target, self.reference = (
+            nn.ModuleDict(
+                {"place": nn.Linear(WIDTH, 3), "happening": nn.Linear(WIDTH, DESCRIPTION + 2 + 8)},
+            )
+            for _ in range(2)
+        )
+        for answer in self.parameters():  # from chance answers, little would be learnt
+            nn.init.zeros_(answer)
+        self._tokens: dict[int, tuple[Tensor, Tensor]] = {}
+        self._blocks = cast(list[VideoAsPromptBlock], list(transformer.blocks))
+        for index in {PLACED_AFTER, EXPERT_BLOCKS[-1], *(block - 1 for block in (*FETCHING, *TRACKING))}:
+            self._blocks[index].register_forward_hook(partial(self._keep, index))
+
+    def _keep(self, index: int, block: nn.Module, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
+        self._tokens[index] = outputs
+
+    def loss(self, request: RequestStates, target: Truth, reference: Truth, has_reference: bool) -> Tensor:
+        """Judge what the newest tokens tell; a mere mean costs about one for each of the four things asked."""
+        streams = [(self.target, target), (self.reference, reference)]
+        loss = FETCH_WEIGHT * self._misfetched(request, target)
+        if has_reference:
+            loss = loss + FETCH_WEIGHT * self._mistracked(request, reference)
+        for stream, (answers, truth) in enumerate(streams if has_reference else streams[:1]):
+            place = answers["place"](_normed(self._tokens[PLACED_AFTER][stream]))
+            places = token_places(*truth.covers.shape[1:])
+            loss = loss + (place - places).square().mean() / PLACE_VARIANCE
+            told = answers["happening"](_normed(self._tokens[EXPERT_BLOCKS[-1]][stream]))
+            loss = loss + _mistold(told, truth)
+        return loss
+
+    def _misfetched(self, request: RequestStates, truth: Truth) -> Tensor:
+        """Give the mean nats by which the fetching heads look elsewhere than at their latent's source."""
+        losses = []
+        for index, latents in FETCHING.items():
+            logits = look(self._blocks[index], self._tokens[index - 1][0], request)
+            losses.append(_mislooked(logits, truth.source_tokens[:, :, latents]))
+        return torch.stack(losses).mean()
+
+    def _mistracked(self, request: RequestStates, truth: Truth) -> Tensor:
+        """Give the same of the tracking heads."""
+        losses = []
+        for index, latents in TRACKING.items():
+            logits = look_from_reference(self._blocks[index], *self._tokens[index - 1], request, index)
+            sources = truth.source_tokens[:, :, latents]
+            losses.append(_mislooked(logits, torch.where(sources < 0, sources, sources + logits.shape[2])))
+        return torch.stack(losses).mean()
+
+
+def _mislooked(logits: Tensor, sources: Tensor) -> Tensor:
+    """Compare logits (B, heads, S, keys) with the keys to look at, (B, S, heads)."""
+    return F.cross_entropy(logits.permute(0, 3, 2, 1), sources)
+
+
+def look(block: VideoAsPromptBlock, tokens: Tensor, request: RequestStates) -> Tensor:
+    """Give the logits (B, heads, S, S) of a block's self-attention, target alone, on tokens (B, S, d)."""
+    query, key = _project(
+        block.attn1, block.norm1(tokens), block.scale_shift_table + request.times.modulation, request.rotary
+    )
+    return _compare(query, key)
+
+
+def look_from_reference(
+    block: VideoAsPromptBlock, target: Tensor, reference: Tensor, request: RequestStates, index: int
+) -> Tensor:
+    """Give the logits (B, heads, S, 2 S) of the joint attention of block `index`, from the reference at both."""
+    conditions = request.references[index]
+    assert conditions is not None
+    _, target_key = _project(
+        block.attn1, block.norm1(target), block.scale_shift_table + request.times.modulation, request.rotary
+    )
+    query, key = _project(
+        block.attn1_mot_ref,
+        block.norm1_mot_ref(reference),
+        block.scale_shift_table_mot_ref + conditions.time,
+        conditions.rotary,
+    )
+    return _compare(query, torch.cat([target_key, key], dim=1))
+
+
+def _project(attn: WanAttention, normed: Tensor, modulation: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor]:
+    """Give queries and keys (B, S, heads, head_dim)."""
+    shift, scale, *_ = modulation.chunk(6, dim=1)
+    modulated = torch.addcmul(shift, normed, 1 + scale)
+    query, key = (
+        normalise_and_rotate(norm, project(modulated), attn.heads, rotary)
+        for project, norm in ((attn.to_q, attn.norm_q), (attn.to_k, attn.norm_k))
+    )
+    return query, key
+
+
+def _compare(query: Tensor, key: Tensor) -> Tensor:
+    return query.transpose(1, 2) @ key.permute(0, 2, 3, 1) / query.shape[-1] ** 0.5
+
+
+def _normed(tokens: Tensor) -> Tensor:
+    return F.layer_norm(tokens, tokens.shape[-1:])
+
+
+def _mistold(told: Tensor, truth: Truth) -> Tensor:
+    """Judge what tokens (B, S, DESCRIPTION + 2 + 8) tell: what happens, where the object is and was, the offsets."""
+    happening, where, offsets = told.split([DESCRIPTION, 2, 8], dim=-1)
+    frames = truth.descriptions.shape[1]
+    error = (happening.unflatten(1, (frames, -1)) - truth.descriptions[:, :, None]).square().mean(dim=(0, 1, 2))
+    covers = torch.stack([truth.covers, truth.covers[:, :1].expand_as(truth.covers)], dim=-1)  # now, and at first
+    missed = (where - covers.flatten(1, 3)).square().mean() / COVER_VARIANCE
+    known = truth.offsets.isfinite()
+    strayed = (offsets.unflatten(-1, (4, 2))[known] - truth.offsets[known]).square().mean() / OFFSET_VARIANCE
+    return (error * description_weights()).sum() + missed + strayed

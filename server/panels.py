@@ -300,9 +300,9 @@ def model_ready(facts: ModelFacts, plan: Plan | None = None) -> str:
     short, long = facts.render_size
     return _model_card(
         f"Small model “{facts.name}”: {long}x{short}, scaled up",
-        "It runs on any computer and shows how the studio works. It takes over changes of light, such as a sunset or "
-        "a fade to black, but hardly any movement yet, and its pictures are soft. For film quality start the studio "
-        f"with --model 14b, which needs a graphics card.{profile}",
+        "It runs on any computer and shows how the studio works. It takes over changes of light, moves of the camera "
+        "and how one object moves or grows, not always rightly; its pictures are soft, and what moves blurs. For "
+        f"film quality start the studio with --model 14b, which needs a graphics card.{profile}",
         "ready",
     )
 

@@ -48,7 +48,7 @@ PAIRS = {17: 8, 25: 5, 33: 4, 49: 2}  # of such clips, a step and worker
 
 # Difficulties multiply, so what is shown grows harder by and by.
 PLAIN = Diet(EASY_EFFECTS, light_share=0.15, eased=False, combined=0.0, spread=0.3, plain=True)
-PHOTOGRAPHIC = Diet(EASY_EFFECTS, light_share=0.25, eased=False, combined=0.0, spread=1.0, plain=False)
+PHOTOGRAPHIC = Diet(EASY_EFFECTS, light_share=0.15, eased=False, combined=0.0, spread=1.0, plain=False)
 EVERYTHING = Diet(EFFECTS, light_share=0.25, eased=True, combined=0.15, spread=1.0, plain=False)
 
 
@@ -71,8 +71,8 @@ class Lesson:
 
 LESSONS = (
     Lesson(16_500, PLAIN, (0.1, 0.8, 0.05, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0, has_reference=False),
-    Lesson(50_000, PLAIN, (0.65, 0.2, 0.1, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0),
-    Lesson(90_000, PHOTOGRAPHIC, (0.65, 0.15, 0.1, 0.1), (0.9, 0.03, 0.03, 0.04), 8.0),
+    Lesson(32_000, PLAIN, (0.65, 0.2, 0.1, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0),
+    Lesson(90_000, PHOTOGRAPHIC, (0.65, 0.15, 0.1, 0.1), (0.8, 0.05, 0.05, 0.1), 8.0),
     Lesson(10**9, EVERYTHING, (0.55, 0.12, 0.18, 0.15), (0.75, 0.06, 0.05, 0.14), 6.0),
 )
 

@@ -141,7 +141,21 @@ def place(background: Image.Image, sprite: Image.Image, position: tuple[float, f
 
 def list_examples() -> tuple[Example, ...]:
     """Give the examples in the order people see them."""
-    return _night(), _iris(), _sunset(), _negative()
+    return _grow(), _pan(), _night(), _sunset(), _iris(), _negative()
+
+
+def _pan() -> Example:
+    boat = draw(256, 256, paint_boat, "RGBA")
+    sea = paint_hills(((240, 190, 150), (252, 226, 190)), (150, 120, 150), (60, 90, 140), *WIDE)
+    scene = place(sea, boat, (0.35, 0.15), 0.6)
+    return Example("pan", "pan_right", WIDE, paint_village(*_canvas(WIDE)), None, (0, 0), 0.4, scene)
+
+
+def _grow() -> Example:
+    star, mushroom = draw(256, 256, paint_star, "RGBA"), draw(256, 256, paint_mushroom, "RGBA")
+    water = blend((24, 60, 92), (60, 140, 150), *_canvas(WIDE))
+    meadow = paint_hills(((170, 214, 240), (236, 246, 250)), (132, 186, 122), (96, 158, 84), *WIDE)
+    return Example("grow", "grow", WIDE, water, star, (0.1, 0), 0.4, place(meadow, mushroom, (-0.2, 0.1), 0.42))
 
 
 def _sunset() -> Example:

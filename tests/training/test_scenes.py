@@ -31,7 +31,7 @@ def test_the_same_seed_renders_the_same_clip() -> None:
 @pytest.mark.parametrize("effect", EFFECTS, ids=lambda effect: effect.name)
 def test_every_effect_starts_unseen_and_then_shows(effect: Effect) -> None:
     """The first frame is the scene as it is, since it becomes the start image; later ones differ from it visibly."""
-    generator = Generator().manual_seed(5)
+    generator = Generator().manual_seed(2)
     motion = animate(effect, draw_parameters(generator), 9)
     scene = draw_scene(generator, 80, 144, motion, with_object=True)
 

@@ -263,8 +263,10 @@ class HubModel:
         """Fetch files, and tell how far that is twice a second."""
         lacking = {file.path: file for file in files}
         stop = threading.Event()
+        here = release.size_bytes - self._left(files)
+        on_progress(ModelProgress("downloading", here, release.size_bytes))  # before the first byte comes
         done, threads = work_off(files, lambda file: self._bring(release.commit, file, stop), stop)
-        verified, damage, here = release.verified, None, 0
+        verified, damage = release.verified, None
         try:
             while lacking:
                 here = max(here, release.size_bytes - self._left(list(lacking.values())))

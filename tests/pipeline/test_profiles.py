@@ -39,7 +39,7 @@ FOLDERS = {"tiny": GOLDEN / "tiny_vap", "nano": NANO_FOLDER}
 # Mean difference of the final latents from the plain run's, in units of their spread: as measured, and half again.
 TOLERANCES = {
     ("bf16", "tiny"): 0.027,
-    ("bf16", "nano"): 0.033,
+    ("bf16", "nano"): 0.045,
     ("fp8-cpu", "tiny"): 0.04,
     ("fp8-cpu", "nano"): 0.04,
     ("int8-cpu", "tiny"): 0.007,

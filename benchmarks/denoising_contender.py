@@ -79,7 +79,8 @@ def build_studio(weights: dict[str, Tensor], inputs: dict[str, Tensor], dtype: t
     """Give the project's own network."""
     from pipeline.conditioning import Conditions, Texts, TextStates
     from pipeline.denoise import prepare_request
-    from pipeline.transformer import VideoAsPromptTransformer3DModel, fold_padding
+    from pipeline.joint_attention import fold_padding
+    from pipeline.transformer import VideoAsPromptTransformer3DModel
 
     with torch.device("meta"):
         model = VideoAsPromptTransformer3DModel(**CONFIG)

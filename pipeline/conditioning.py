@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import CLIPVisionModel, T5TokenizerFast, UMT5EncoderModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from pipeline.transformer import fold_padding
+from pipeline.joint_attention import fold_padding
 
 TEXT_LENGTH = 512  # tokens the network was trained with; zero rows fill up shorter texts
 

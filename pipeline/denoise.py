@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import FirstBlockCacheConfig
 from torch import Tensor
 
@@ -124,12 +123,11 @@ def denoise(
     condition_latents = _spread(conditions.condition_latents, latents, transformer.dtype)
     request = prepare_request(transformer, conditions, scheduler.timesteps, latents)
     guided_steps = 0 if conditions.negative is None else math.ceil(total * approximations.guided_share)
-    videos = len(latents)
-    branches = [request.rows(0, videos), request.rows(videos, 2 * videos)] if splits_guidance else [request]
+    branches = [request.branch(0), request.branch(1)] if splits_guidance else [request]
     with _first_block_cache(transformer, approximations.cache_threshold):
         for index, timestep in list(enumerate(scheduler.timesteps))[done:]:
             if index == guided_steps:
-                branches = [request.rows(0, videos)]
+                branches = [request.branch(0)]
                 transformer._reset_stateful_cache()  # it may hold both branches
             model_input = torch.cat([latents.to(transformer.dtype), condition_latents], dim=1)
             noise_preds = []
@@ -165,33 +163,31 @@ def prepare_request(
 ) -> RequestStates:
     """Let the transformer compute what all steps share, for videos like latents (B, z, T, h, w).
 
-    The rows of both branches stand below each other, the positive one's first.
+    The positive guidance branch is the first.
     """
     keep_freed_memory()
     dtype = transformer.dtype
     branches = [texts for texts in (conditions.positive, conditions.negative) if texts is not None]
-    text, counts = _stack_texts([texts.target for texts in branches], latents)
-    reference_text, reference_counts = _stack_texts([texts.reference for texts in branches], latents)
+    text, counts = _spread_texts([texts.target for texts in branches], latents, dtype)
+    reference_text, reference_counts = _spread_texts([texts.reference for texts in branches], latents, dtype)
     return transformer.prepare(
         timesteps=timesteps.to(latents.device),
-        encoder_hidden_states=text.to(dtype),
+        encoder_hidden_states=text,
         encoder_hidden_states_image=conditions.image_embeds.to(latents.device, dtype),
         reference_hidden_states=conditions.reference_latents.to(latents.device, dtype),
-        reference_encoder_hidden_states=reference_text.to(dtype),
+        reference_encoder_hidden_states=reference_text,
         reference_encoder_hidden_states_image=conditions.reference_image_embeds.to(latents.device, dtype),
         text_row_counts=counts,
         reference_text_row_counts=reference_counts,
     )
 
 
-def _stack_texts(texts: Sequence[TextStates], latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Give states (R, n, text_dim) and row counts (R, n), shorter texts filled up by rows that count 0 times."""
-    longest = max(text.states.shape[1] for text in texts)
-    missing = [longest - text.states.shape[1] for text in texts]
-    states = [F.pad(text.states, (0, 0, 0, rows)) for text, rows in zip(texts, missing, strict=True)]
-    counts = [F.pad(text.row_counts, (0, rows)) for text, rows in zip(texts, missing, strict=True)]
-    stacked = (torch.cat(rows).repeat_interleave(len(latents), dim=0).to(latents.device) for rows in (states, counts))
-    return next(stacked), next(stacked)
+def _spread_texts(
+    texts: Sequence[TextStates], latents: Tensor, dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Give states (B, n, text_dim) and row counts (B, n), float32, of each text."""
+    states = [_spread(text.states, latents, dtype) for text in texts]
+    return states, [_spread(text.row_counts, latents, torch.float32) for text in texts]
 
 
 def _to_device(value: Any, device: torch.device) -> Any:

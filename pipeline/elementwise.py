@@ -20,17 +20,20 @@ GELU_SLOPE, GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715
 def rotate(states: Tensor, rotary: Tensor) -> Tensor:
     """Turn neighbouring pairs of each head, (B, S, heads, head_dim), as complex numbers by those of a table.
 
-    Source: arXiv:2104.09864, eq. 34. One pass over the states, where sines and cosines of their own take six.
+    Source: arXiv:2104.09864, eq. 34. One pass over the states, where sines and cosines of their own take six. Without
+    gradients it may write over the states.
     """
     pairs = torch.view_as_complex(states.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotary).flatten(-2).type_as(states)
+    turned = pairs * rotary if torch.is_grad_enabled() else pairs.mul_(rotary)
+    return torch.view_as_real(turned).flatten(-2).type_as(states)
 
 
 def normalise(norm: nn.RMSNorm, states: Tensor) -> Tensor:
-    """Give norm(states), (B, S, d)."""
+    """Give norm(states), (B, S, d). May write over the states."""
     if not _is_memory_bound(states):
         return norm(states)
-    return (states.float() * _inverse_rms(norm, states)).mul_(norm.weight).type_as(states)
+    inverse = _inverse_rms(norm, states)
+    return states.float().mul_(inverse).mul_(norm.weight).type_as(states)
 
 
 def normalise_and_rotate(norm: nn.RMSNorm, states: Tensor, heads: int, rotary: Tensor) -> Tensor:
@@ -40,6 +43,18 @@ def normalise_and_rotate(norm: nn.RMSNorm, states: Tensor, heads: int, rotary: T
     # a token's norm is one factor for all its pairs, so the rotation takes it along
     inverse = _inverse_rms(norm, states).unsqueeze(-1)
     return rotate(states.float().mul_(norm.weight).unflatten(2, (heads, -1)), rotary * inverse).type_as(states)
+
+
+def add(states: Tensor, update: Tensor) -> Tensor:
+    """Give states + update, of one shape. May write over the update."""
+    return update.add_(states) if _is_memory_bound(update) else states + update
+
+
+def add_gated(states: Tensor, update: Tensor, gate: Tensor) -> Tensor:
+    """Give states + update * gate, computed in the gate's type, float32. May write over the update."""
+    if _is_memory_bound(update) and update.dtype == gate.dtype and update.shape == states.shape:
+        return torch.addcmul(states, update, gate, out=update)
+    return torch.addcmul(states, update, gate).type_as(states)
 
 
 def activate(states: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import (
     WanAttention,
     WanTimeTextImageEmbedding,
@@ -33,40 +32,28 @@ from diffusers.utils import apply_lora_scale
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from pipeline.elementwise import feed_forward, normalise, normalise_and_rotate
+from pipeline.elementwise import add, add_gated, feed_forward
+from pipeline.joint_attention import (
+    ContextAttnProcessor,
+    ContextStates,
+    JointAttnProcessor,
+    ProjectedTokens,
+    ReferenceAttention,
+    project_contexts,
+)
 
 REFERENCE_TIMESTEP = 1  # the reference is never noised; training gave it the schedule's last timestep
 ROTARY_THETA = 10_000.0
 
 
-class ProjectedTokens(NamedTuple):
-    """What self-attention reads of a stream, (B, S, heads, head_dim) each; query is None where nobody asks."""
-
-    query: Tensor | None
-    key: Tensor
-    value: Tensor
-
-
-class ContextStates(NamedTuple):
-    """What a block's cross-attention reads: keys and values of text (R, n, heads, head_dim) and image (R, m, ...).
-
-    text_bias: (R, 1, 1, n), added to the text's attention logits, or None. See `fold_padding`.
-    """
-
-    text_key: Tensor
-    text_value: Tensor
-    image_key: Tensor
-    image_value: Tensor
-    text_bias: Tensor | None
-
-
 class StreamConditions(NamedTuple):
     """All that steers the target in a block besides its own tokens.
 
-    time: (R or 1, 6, d), the block modulation before its table is added.
+    contexts: of each guidance branch.
+    time: (B or 1, 6, d), the block modulation before its table is added.
     """
 
-    context: ContextStates
+    contexts: tuple[ContextStates, ...]
     time: Tensor
     rotary: Tensor
 
@@ -75,13 +62,13 @@ class ReferenceConditions(NamedTuple):
     """All that steers the reference in a block that has an expert.
 
     time: (1, 6, d), as the target's.
-    context: None in the last such block: nobody reads what would become of the reference there.
+    contexts: None in the last such block: nobody reads what would become of the reference there.
     projected: its part in the joint attention, where that is constant over the steps.
     """
 
     time: Tensor
     rotary: Tensor
-    context: ContextStates | None = None
+    contexts: tuple[ContextStates, ...] | None = None
     projected: ProjectedTokens | None = None
 
 
@@ -101,66 +88,24 @@ class RequestStates(NamedTuple):
 
     times: of all its timesteps.
     reference_tokens: (B or 1, S, d), embedded.
-    contexts: the target's, block by block.
+    contexts: the target's, block by block, of each guidance branch.
     references: the reference's conditions, block by block; None where the block has no expert.
     """
 
     times: TimeStates
     reference_tokens: Tensor
     rotary: Tensor
-    contexts: tuple[ContextStates, ...]
+    contexts: tuple[tuple[ContextStates, ...], ...]
     references: tuple[ReferenceConditions | None, ...]
 
-    def rows(self, start: int, stop: int) -> "RequestStates":
-        """Give the same request for some of its rows alone, such as those of one guidance branch."""
+    def branch(self, index: int) -> "RequestStates":
+        """Give the same request with one of its guidance branches alone."""
+        only = slice(index, index + 1)
         references = (
-            reference and reference._replace(context=reference.context and _rows(reference.context, start, stop))
+            reference and reference._replace(contexts=reference.contexts and reference.contexts[only])
             for reference in self.references
         )
-        contexts = tuple(_rows(context, start, stop) for context in self.contexts)
-        return self._replace(contexts=contexts, references=tuple(references))
-
-
-def _rows(context: ContextStates, start: int, stop: int) -> ContextStates:
-    bias = context.text_bias
-    one_image = len(context.image_key) == 1  # for all rows
-    image_rows = slice(None) if one_image else slice(start, stop)
-    return ContextStates(
-        context.text_key[start:stop],
-        context.text_value[start:stop],
-        context.image_key[image_rows],
-        context.image_value[image_rows],
-        None if bias is None else bias[start:stop],
-    )
-
-
-class ReferenceAttention(NamedTuple):
-    """The reference's part in a joint attention: the expert's attention, and its tokens (B, S, d) as that reads them.
-
-    asks: whether its tokens attend too.
-    projected: of those tokens, where that is known.
-    """
-
-    attn: WanAttention
-    states: Tensor
-    rotary: Tensor
-    asks: bool
-    projected: ProjectedTokens | None
-
-
-def fold_padding(text_states: Tensor, total_rows: int) -> tuple[Tensor, Tensor]:
-    """Stand in for the zero rows that pad a text to `total_rows` by a single one, counted that many times.
-
-    Equal rows give equal keys and values, so m of them weigh in a softmax like one with log(m) added to its logit.
-    text_states: (B, n, text_dim) without padding, n <= total_rows.
-    Returns the states (B, n + 1, text_dim) and the row counts (B, n + 1) that
-    `VideoAsPromptTransformer3DModel.prepare` takes.
-    """
-    batch, rows, width = text_states.shape
-    states = torch.cat([text_states, text_states.new_zeros(batch, 1, width)], dim=1)
-    counts = torch.ones(batch, rows + 1, device=text_states.device)
-    counts[:, -1] = total_rows - rows
-    return states, counts
+        return self._replace(contexts=tuple(each[only] for each in self.contexts), references=tuple(references))
 
 
 class RotaryEmbedding(nn.Module):
@@ -191,117 +136,6 @@ class RotaryEmbedding(nn.Module):
             angles.append(torch.outer(positions, frequencies).view(shape).expand(*grid, -1))
         table = torch.cat(angles, dim=-1).view(1, math.prod(grid), 1, -1)
         return torch.polar(torch.ones_like(table), table).to(torch.complex64).to(device)
-
-
-class JointAttnProcessor:
-    """Self-attention of the target, joined with the reference's where one is given."""
-
-    _attention_backend: Any = None  # diffusers' `set_attention_backend` and `enable_parallelism` write these two
-    _parallel_config: Any = None
-
-    def __call__(
-        self,
-        attn: WanAttention,
-        hidden_states: Tensor,
-        encoder_hidden_states: None,
-        attention_mask: None,
-        rotary_emb: Tensor,
-        reference: ReferenceAttention | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Attend from (B, S, d) to (B, S, d); with a reference that asks too, give the pair (target, reference)."""
-
-        def project(part: str) -> Tensor:
-            target = _project(part, attn, hidden_states, rotary_emb)
-            if reference is None or (part == "query" and not reference.asks):
-                return target
-            return _join(target, _project_reference(part, reference))
-
-        # One softmax over both streams: each sees the other. Tokens are dimension 1. One part after the other, none of
-        # them kept, so that both streams are never held twice.
-        attended = self._attend(project("query"), project("key"), project("value"))
-        if reference is None or not reference.asks:
-            return _project_out(attn, attended)
-        target_attended, reference_attended = attended.split(hidden_states.shape[1], dim=1)
-        return _project_out(attn, target_attended), _project_out(reference.attn, reference_attended)
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return dispatch_attention_fn(
-            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
-        )
-
-
-class ContextAttnProcessor:
-    """Cross-attention: one query, two sets of keys and values (text, image) whose results are added."""
-
-    _attention_backend: Any = None
-    _parallel_config: Any = None
-
-    def __call__(
-        self,
-        attn: WanAttention,
-        hidden_states: Tensor,
-        encoder_hidden_states: ContextStates,
-        attention_mask: None = None,
-        rotary_emb: None = None,
-    ) -> Tensor:
-        """Attend from (R, S, d) to a context, giving (R, S, d)."""
-        context = encoder_hidden_states
-        query = normalise(attn.norm_q, attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        # Few other backends take an additive bias, and this attention is 2 % of the work.
-        text_backend = self._attention_backend if context.text_bias is None else AttentionBackendName.NATIVE
-        text = dispatch_attention_fn(
-            query, context.text_key, context.text_value, attn_mask=_like(context.text_bias, query), backend=text_backend
-        )
-        image = dispatch_attention_fn(
-            query,
-            _for_rows(context.image_key, query),
-            _for_rows(context.image_value, query),
-            backend=self._attention_backend,
-        )
-        return _project_out(attn, text.type_as(query) + image.type_as(query))
-
-
-def project_context(attn: WanAttention, text: Tensor, image: Tensor, text_bias: Tensor | None) -> ContextStates:
-    """Project embedded text (R, n, d) and image (R or 1, m, d) for a cross-attention."""
-    heads = (attn.heads, -1)
-    return ContextStates(
-        text_key=attn.norm_k(attn.to_k(text)).unflatten(2, heads),
-        text_value=attn.to_v(text).unflatten(2, heads),
-        image_key=attn.norm_added_k(attn.add_k_proj(image)).unflatten(2, heads),
-        image_value=attn.add_v_proj(image).unflatten(2, heads),
-        text_bias=text_bias,
-    )
-
-
-def _project(part: str, attn: WanAttention, states: Tensor, rotary: Tensor) -> Tensor:
-    """Give the query, key or value of tokens (B, S, d)."""
-    if part == "value":
-        return attn.to_v(states).unflatten(2, (attn.heads, -1))
-    projection, norm = (attn.to_q, attn.norm_q) if part == "query" else (attn.to_k, attn.norm_k)
-    return normalise_and_rotate(norm, projection(states), attn.heads, rotary)
-
-
-def _project_reference(part: str, reference: ReferenceAttention) -> Tensor:
-    if reference.projected is not None:
-        return getattr(reference.projected, part)
-    return _project(part, reference.attn, reference.states, reference.rotary)
-
-
-def _for_rows(states: Tensor, like: Tensor) -> Tensor:
-    """Show states (1 or R, ...) to every row of another tensor."""
-    return states.expand(len(like), *states.shape[1:])
-
-
-def _join(target: Tensor, reference: Tensor) -> Tensor:
-    return torch.cat([target, _for_rows(reference, target)], dim=1)
-
-
-def _project_out(attn: WanAttention, attended: Tensor) -> Tensor:
-    return attn.to_out[1](attn.to_out[0](attended.flatten(2, 3)))
-
-
-def _like(bias: Tensor | None, states: Tensor) -> Tensor | None:
-    return None if bias is None else bias.type_as(states)
 
 
 class VideoAsPromptBlock(WanTransformerBlock):
@@ -344,15 +178,15 @@ class VideoAsPromptBlock(WanTransformerBlock):
         hidden_states, reference_hidden_states = self._attend_jointly(
             hidden_states, reference_hidden_states, target, reference
         )
-        if reference is not None and reference.context is not None:
-            reference_hidden_states = _attend_context(
-                self.norm2_mot_ref, self.attn2_mot_ref, reference_hidden_states, reference.context
+        if reference is not None and reference.contexts is not None:
+            reference_hidden_states = _attend_contexts(
+                self.norm2_mot_ref, self.attn2_mot_ref, reference_hidden_states, reference.contexts
             )
             modulation = _modulation(self.scale_shift_table_mot_ref, reference.time)[3:]
             reference_hidden_states = _feed_forward(
                 self.norm3_mot_ref, self.ffn_mot_ref, reference_hidden_states, modulation
             )
-        hidden_states = _attend_context(self.norm2, self.attn2, hidden_states, target.context)
+        hidden_states = _attend_contexts(self.norm2, self.attn2, hidden_states, target.contexts)
         modulation = _modulation(self.scale_shift_table, target.time)[3:]
         return _feed_forward(self.norm3, self.ffn, hidden_states, modulation), reference_hidden_states
 
@@ -375,8 +209,8 @@ class VideoAsPromptBlock(WanTransformerBlock):
             if joint.asks:
                 attended, ref_attended = attended
                 _, _, ref_gate, *_ = _modulation(self.scale_shift_table_mot_ref, reference.time)
-                reference_hidden_states = _add_gated(reference_hidden_states, ref_attended, ref_gate)
-        return _add_gated(hidden_states, attended, gate), reference_hidden_states
+                reference_hidden_states = add_gated(reference_hidden_states, ref_attended, ref_gate)
+        return add_gated(hidden_states, attended, gate), reference_hidden_states
 
     def join_reference(self, reference_hidden_states: Tensor, reference: ReferenceConditions) -> ReferenceAttention:
         """Give the part of the reference, (B, S, d), in the joint attention."""
@@ -384,14 +218,14 @@ class VideoAsPromptBlock(WanTransformerBlock):
         if reference.projected is None:
             shift, scale, *_ = _modulation(self.scale_shift_table_mot_ref, reference.time)
             modulated = _modulate(self.norm1_mot_ref, reference_hidden_states, shift, scale)
-        asks = reference.context is not None
+        asks = reference.contexts is not None
         return ReferenceAttention(self.attn1_mot_ref, modulated, reference.rotary, asks, reference.projected)
 
     def project_reference(self, reference_hidden_states: Tensor, reference: ReferenceConditions) -> ProjectedTokens:
         """Give that part projected."""
         joint = self.join_reference(reference_hidden_states, reference)
-        query = _project_reference("query", joint) if joint.asks else None
-        return ProjectedTokens(query, _project_reference("key", joint), _project_reference("value", joint))
+        query = joint.project("query") if joint.asks else None
+        return ProjectedTokens(query, joint.project("key"), joint.project("value"))
 
 
 # For diffusers' caches (`enable_cache`): a skipped block hands both streams on as they came.
@@ -421,20 +255,26 @@ def _modulate(norm: nn.LayerNorm, states: Tensor, shift: Tensor, scale: Tensor) 
     return F.layer_norm(states.float(), norm.normalized_shape, *modulation, norm.eps).type_as(states)
 
 
-def _add_gated(states: Tensor, update: Tensor, gate: Tensor) -> Tensor:
-    return torch.addcmul(states.float(), update.float(), gate).type_as(states)
-
-
-def _attend_context(norm: nn.Module, attn: WanAttention, states: Tensor, context: ContextStates) -> Tensor:
-    rows = len(context.text_key)
+def _attend_contexts(
+    norm: nn.Module, attn: WanAttention, states: Tensor, contexts: tuple[ContextStates, ...]
+) -> Tensor:
+    rows = sum(len(context.text_key) for context in contexts)
     if len(states) != rows:  # from here on the guidance branches differ
         states = states.repeat(rows // len(states), 1, 1)
-    return states + attn(norm(states.float()).type_as(states), context)
+    return add(states, attn(norm(states.float()).type_as(states), contexts))
 
 
 def _feed_forward(norm: nn.LayerNorm, ffn: nn.Module, states: Tensor, modulation: Sequence[Tensor]) -> Tensor:
     shift, scale, gate = modulation
-    return _add_gated(states, feed_forward(ffn, _modulate(norm, states, shift, scale)), gate)
+    return add_gated(states, feed_forward(ffn, _modulate(norm, states, shift, scale)), gate)
+
+
+def _embed_conditions(
+    embedder: nn.Module, timesteps: Tensor, texts: Sequence[Tensor], image: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor]:
+    """Embed timesteps, texts and image; all texts in one call, since rows do not depend on each other."""
+    temb, time, text, image = embedder(timesteps, torch.cat(list(texts), dim=1), image)
+    return temb, time, text.split([len(each[0]) for each in texts], dim=1), image
 
 
 def _split_tokens(expected_dims: int) -> ContextParallelInput:
@@ -548,37 +388,40 @@ class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
     def prepare(
         self,
         timesteps: Tensor,
-        encoder_hidden_states: Tensor,
+        encoder_hidden_states: Sequence[Tensor],
         encoder_hidden_states_image: Tensor,
         reference_hidden_states: Tensor,
-        reference_encoder_hidden_states: Tensor,
+        reference_encoder_hidden_states: Sequence[Tensor],
         reference_encoder_hidden_states_image: Tensor,
-        text_row_counts: Tensor | None = None,
-        reference_text_row_counts: Tensor | None = None,
+        text_row_counts: Sequence[Tensor] | None = None,
+        reference_text_row_counts: Sequence[Tensor] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
     ) -> RequestStates:
         """Compute all that is constant over the steps of a request.
 
         timesteps: (n,), of the steps to come, on the scale 0 to 1000.
-        encoder_hidden_states: (R, n, text_dim), the text encoder's states.
-        encoder_hidden_states_image: (R or 1, m, image_dim), the image encoder's.
+        encoder_hidden_states: the text encoder's states, (B, n, text_dim) of each guidance branch; n may differ.
+        encoder_hidden_states_image: (B or 1, m, image_dim), the image encoder's.
         reference_hidden_states: (B or 1, in_channels, T, h, w), clean latents, mask and condition latents.
         reference_encoder_hidden_states*: as the target's. The reference's timestep is a constant of the model.
-        text_row_counts, reference_text_row_counts: (R, n), how many equal rows each text row stands for, as
-            `fold_padding` gives them; 0 hides a row; None counts each row once.
+        text_row_counts, reference_text_row_counts: (B, n) of each branch, how many equal rows each text row stands
+            for, as `fold_padding` gives them; 0 hides a row; None counts each row once.
         attention_kwargs: {"scale": float}, the strength of loaded LoRAs.
         """
         device = reference_hidden_states.device
         grid = self._grid(reference_hidden_states)
         rotary, reference_rotary = self.rope(grid, device), self.rope_mot_ref(grid, device)
-        temb, time, text, image = self.condition_embedder(timesteps, encoder_hidden_states, encoder_hidden_states_image)
-        _, reference_time, reference_text, reference_image = self.condition_embedder_mot_ref(
+        temb, time, text, image = _embed_conditions(
+            self.condition_embedder, timesteps, encoder_hidden_states, encoder_hidden_states_image
+        )
+        _, reference_time, reference_text, reference_image = _embed_conditions(
+            self.condition_embedder_mot_ref,
             torch.full((1,), REFERENCE_TIMESTEP, device=device),
             reference_encoder_hidden_states,
             reference_encoder_hidden_states_image,
         )
         bias, reference_bias = (
-            None if counts is None else counts.log()[:, None, None, :]
+            [None] * len(text) if counts is None else [rows.log()[:, None, None, :] for rows in counts]
             for counts in (text_row_counts, reference_text_row_counts)
         )
         reference_tokens = self._embed_tokens(self.patch_embedding_mot_ref, reference_hidden_states)
@@ -589,8 +432,8 @@ class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
         for index in experts:
             block, conditions = blocks[index], reference
             if index != experts[-1]:
-                context = project_context(block.attn2_mot_ref, reference_text, reference_image, reference_bias)
-                conditions = conditions._replace(context=context)
+                contexts = project_contexts(block.attn2_mot_ref, reference_text, reference_image, reference_bias)
+                conditions = conditions._replace(contexts=contexts)
             if index == experts[0]:  # its tokens are the embedded ones, in every step
                 conditions = conditions._replace(projected=block.project_reference(reference_tokens, conditions))
             references[index] = conditions
@@ -598,7 +441,7 @@ class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
             times=TimeStates(temb, time.unflatten(1, (6, -1))),
             reference_tokens=reference_tokens,
             rotary=rotary,
-            contexts=tuple(project_context(block.attn2, text, image, bias) for block in blocks),
+            contexts=tuple(project_contexts(block.attn2, text, image, bias) for block in blocks),
             references=tuple(references),
         )
 
@@ -619,8 +462,8 @@ class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
         Returns (R, out_channels, T, h, w).
         """
         tokens, reference_tokens = self._embed_tokens(self.patch_embedding, hidden_states), request.reference_tokens
-        for block, context, reference in zip(self.blocks, request.contexts, request.references, strict=True):
-            target = StreamConditions(context, time.modulation, request.rotary)
+        for block, contexts, reference in zip(self.blocks, request.contexts, request.references, strict=True):
+            target = StreamConditions(contexts, time.modulation, request.rotary)
             tokens, reference_tokens = block(tokens, reference_tokens, target, reference)
         return self._read_out(tokens, time.temb, self._grid(hidden_states))
 

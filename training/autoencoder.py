@@ -150,7 +150,7 @@ def train_autoencoder(worker: Worker, runs: Path, diet: Diet, minutes: float) ->
     if decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    optimizers, step = Optimizers(vae, MUON_LR), 0
+    optimizers, step = Optimizers(vae, MUON_LR, worker), 0
     if path.exists():
         saved = torch.load(path)
         vae.load_state_dict(saved["vae"])
@@ -171,7 +171,7 @@ def train_autoencoder(worker: Worker, runs: Path, diet: Diet, minutes: float) ->
             clips = draw_crops(generator, *crop)
             loss = reconstruction_loss(vae, clips) / len(diet.crops)
             loss.backward()
-        optimizers.step(worker, lr_scale)
+        optimizers.step(lr_scale)
         step += 1
         if worker.leads and time.monotonic() - reported > REPORT_S:
             report()

@@ -49,6 +49,7 @@ PAIRS = {17: 8, 25: 5, 33: 4, 49: 2}  # of such clips, a step and worker
 # Difficulties multiply, so what is shown grows harder by and by.
 PLAIN = Diet(EASY_EFFECTS, light_share=0.15, eased=False, combined=0.0, spread=0.3, plain=True)
 PHOTOGRAPHIC = Diet(EASY_EFFECTS, light_share=0.15, eased=False, combined=0.0, spread=1.0, plain=False)
+ALL_EFFECTS = Diet(EFFECTS, light_share=0.2, eased=False, combined=0.0, spread=1.0, plain=False)
 EVERYTHING = Diet(EFFECTS, light_share=0.25, eased=True, combined=0.15, spread=1.0, plain=False)
 
 
@@ -72,7 +73,8 @@ class Lesson:
 LESSONS = (
     Lesson(16_500, PLAIN, (0.1, 0.8, 0.05, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0, has_reference=False),
     Lesson(32_000, PLAIN, (0.65, 0.2, 0.1, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0),
-    Lesson(90_000, PHOTOGRAPHIC, (0.65, 0.15, 0.1, 0.1), (0.8, 0.05, 0.05, 0.1), 8.0),
+    Lesson(48_000, PHOTOGRAPHIC, (0.65, 0.15, 0.1, 0.1), (0.8, 0.05, 0.05, 0.1), 8.0),
+    Lesson(70_000, ALL_EFFECTS, (0.65, 0.15, 0.1, 0.1), (0.8, 0.05, 0.05, 0.1), 8.0),
     Lesson(10**9, EVERYTHING, (0.55, 0.12, 0.18, 0.15), (0.75, 0.06, 0.05, 0.14), 6.0),
 )
 
@@ -159,13 +161,13 @@ def predict(
     """Give the velocity (B, z, T, h, w), and what it came from. has_reference: or else the experts are left out."""
     request = nano.transformer.prepare(
         timesteps=timestep,
-        encoder_hidden_states=target.text,
+        encoder_hidden_states=[target.text],
         encoder_hidden_states_image=target.image,
         reference_hidden_states=reference.latents,
-        reference_encoder_hidden_states=reference.text,
+        reference_encoder_hidden_states=[reference.text],
         reference_encoder_hidden_states_image=reference.image,
-        text_row_counts=target.row_counts,
-        reference_text_row_counts=reference.row_counts,
+        text_row_counts=[target.row_counts],
+        reference_text_row_counts=[reference.row_counts],
     )
     if not has_reference:
         request = request._replace(references=(None,) * len(request.references))
@@ -249,7 +251,7 @@ class Course:
         self.worker, self.runs = worker, runs
         self.nano, saved = load_nano(runs)
         self.reader, self.samples = Reader(self.nano.transformer), 0
-        self.optimizers = Optimizers(nn.ModuleList([self.nano, self.reader]), MUON_LR)
+        self.optimizers = Optimizers(nn.ModuleList([self.nano, self.reader]), MUON_LR, worker)
         self.average = {name: weight.clone() for name, weight in self.nano.state_dict().items()}
         if saved:
             self.reader.load_state_dict(saved["reader"])
@@ -272,7 +274,7 @@ class Course:
         loss, told = flow_loss(self.nano, self.reader, self.tokenizer, self.generator, pairs, self.lesson)
         (loss + READING * told).backward()
         self.losses.append((loss.item(), told.item()))
-        self.optimizers.step(self.worker, lr_scale)
+        self.optimizers.step(lr_scale)
         self.samples += 2 * len(pairs) * self.worker.count
         if self.worker.leads:
             for name, weight in self.nano.state_dict().items():

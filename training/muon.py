@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 NEWTON_SCHULZ = (
@@ -18,22 +19,39 @@ ROUNDS = 3
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised momentum for weights of two or more dimensions; a convolution counts as (out, everything else)."""
+    """Orthogonalised momentum for weights of two or more dimensions; a convolution counts as (out, everything else).
 
-    def __init__(self, weights: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+    Of `count` workers that all have the same gradients, each orthogonalises every count-th weight's for all.
+    """
+
+    def __init__(
+        self, weights: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, rank: int = 0, count: int = 1
+    ) -> None:
         super().__init__(weights, {"lr": lr, "momentum": momentum})
+        self.rank, self.count = rank, count
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Update all weights that have a gradient."""
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            updates = torch.zeros(sum(weight.numel() for weight in weights))
+            for index, (weight, update) in enumerate(zip(weights, _parts(updates, weights), strict=True)):
                 momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
                 momentum.lerp_(weight.grad, 1 - group["momentum"])
-                ahead = weight.grad.lerp(momentum, group["momentum"])
-                weight.add_(orthogonalise(ahead.flatten(1)).view_as(weight), alpha=-group["lr"])
+                if index % self.count == self.rank:
+                    ahead = weight.grad.lerp(momentum, group["momentum"])
+                    update.copy_(orthogonalise(ahead.flatten(1)).view_as(weight))
+            if self.count > 1:
+                dist.all_reduce(updates)
+            for weight, update in zip(weights, _parts(updates, weights), strict=True):
+                weight.add_(update, alpha=-group["lr"])
+
+
+def _parts(flat: Tensor, weights: list[nn.Parameter]) -> list[Tensor]:
+    """Give the weights' parts of a flat tensor, in their shapes."""
+    parts = flat.split([weight.numel() for weight in weights])
+    return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 
-from pipeline.elementwise import normalise_and_rotate
+from pipeline.joint_attention import project_tokens
 from pipeline.transformer import RequestStates, VideoAsPromptBlock, VideoAsPromptTransformer3DModel
 from training.components import EXPERT_BLOCKS, FETCHING, TRACKING, WIDTH
 from training.effects import DESCRIPTION, description_weights
@@ -159,10 +159,7 @@ def _project(attn: WanAttention, normed: Tensor, modulation: Tensor, rotary: Ten
     """Give queries and keys (B, S, heads, head_dim)."""
     shift, scale, *_ = modulation.chunk(6, dim=1)
     modulated = torch.addcmul(shift, normed, 1 + scale)
-    query, key = (
-        normalise_and_rotate(norm, project(modulated), attn.heads, rotary)
-        for project, norm in ((attn.to_q, attn.norm_q), (attn.to_k, attn.norm_k))
-    )
+    query, key = (project_tokens(part, attn, modulated, rotary) for part in ("query", "key"))
     return query, key
 
 

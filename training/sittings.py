@@ -16,7 +16,6 @@ from torch.multiprocessing.spawn import spawn
 
 from training.muon import Muon
 
-DECAY_SHARE = 0.3  # of a sitting, at its end
 WARMUP_S = 20.0
 # glibc is to keep the memory of large tensors: asking the kernel for it anew takes half of an encoding's time
 KEEP_MEMORY = {f"MALLOC_{name}_": str(2**32) for name in ("MMAP_THRESHOLD", "TRIM_THRESHOLD")} | {
@@ -69,24 +68,24 @@ def average_gradients(weights: Iterable[nn.Parameter], worker: Worker) -> None:
 class Optimizers:
     """Muon on the matrices and convolutions, AdamW on everything else (vectors, embeddings)."""
 
-    def __init__(self, model: nn.Module, lr: float) -> None:
+    def __init__(self, model: nn.Module, lr: float, worker: Worker) -> None:
         """lr: Muon's; AdamW's is ADAM_LR."""
         embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         matrices = [w for w in weights if w.squeeze().ndim >= 2 and id(w) not in embeddings]
         chosen = {id(weight) for weight in matrices}
-        self.weights = weights
+        self.weights, self.worker = weights, worker
         self.parts = [
-            Muon(matrices, lr=lr),
+            Muon(matrices, lr=lr, rank=worker.rank, count=worker.count),
             torch.optim.AdamW(
                 [w for w in weights if id(w) not in chosen], lr=ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0
             ),
         ]
         self.base_lrs = [lr, ADAM_LR]
 
-    def step(self, worker: Worker, lr_scale: float) -> None:
+    def step(self, lr_scale: float) -> None:
         """Average the gradients over the workers, update the weights, and clear the gradients."""
-        average_gradients(self.weights, worker)
+        average_gradients(self.weights, self.worker)
         for part, base_lr in zip(self.parts, self.base_lrs, strict=True):
             part.param_groups[0]["lr"] = base_lr * lr_scale
             part.step()
@@ -108,7 +107,7 @@ def sitting(minutes: float) -> Iterator[float]:
     # all workers stop at the same step: the lead's clock counts
     while (elapsed_s := _shared_clock(begin)) < length_s:
         warm = min(1.0, (elapsed_s + 1) / WARMUP_S)
-        yield warm * min(1.0, (1 - elapsed_s / length_s) / DECAY_SHARE)
+        yield warm * (1 - elapsed_s / length_s)
 
 
 def _shared_clock(begin: float) -> float:

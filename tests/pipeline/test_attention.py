@@ -10,7 +10,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from pipeline import VideoAsPromptPipeline, attention
 from pipeline.attention import check_attention, list_attentions, use_attention
 from pipeline.errors import InvalidInputError
-from pipeline.transformer import ContextAttnProcessor, JointAttnProcessor
+from pipeline.joint_attention import ContextAttnProcessor, JointAttnProcessor
 from tests.pipeline.test_loras import make_latents
 
 

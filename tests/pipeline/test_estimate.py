@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from pipeline import transformer
+from pipeline import joint_attention
 from pipeline.errors import ModelError
 from pipeline.estimate import (
     ModelShape,
@@ -127,7 +127,7 @@ def test_the_activations_are_those_of_a_step(
 ) -> None:
     """Three blocks of the 14B, all with experts, hold at most what is predicted, and not much less."""
     # On the meta device torch would spell attention out; the kernels in use never hold the table of all pairs.
-    monkeypatch.setattr(transformer, "dispatch_attention_fn", lambda query, *_, **__: torch.empty_like(query))
+    monkeypatch.setattr(joint_attention, "dispatch_attention_fn", lambda query, *_, **__: torch.empty_like(query))
     with torch.device("meta"):
         model = VideoAsPromptTransformer3DModel(num_layers=3, block_idx_with_mot_ref=[0, 1, 2])
     model.to(dtype)
@@ -143,13 +143,14 @@ def run_guided_step(model: VideoAsPromptTransformer3DModel, dtype: torch.dtype) 
     def states(*shape: int) -> torch.Tensor:
         return torch.empty(shape, device="meta", dtype=dtype)
 
-    latents, counts = states(1, 36, 13, 60, 104), torch.empty(2, 512, device="meta")
+    latents = states(1, 36, 13, 60, 104)
+    texts, counts = [states(1, 512, 4096)] * 2, [torch.empty(1, 512, device="meta")] * 2
     request = model.prepare(
         timesteps=torch.empty(50, device="meta"),
-        encoder_hidden_states=states(2, 512, 4096),
+        encoder_hidden_states=texts,
         encoder_hidden_states_image=states(1, 257, 1280),
         reference_hidden_states=latents,
-        reference_encoder_hidden_states=states(2, 512, 4096),
+        reference_encoder_hidden_states=texts,
         reference_encoder_hidden_states_image=states(1, 257, 1280),
         text_row_counts=counts,
         reference_text_row_counts=counts,

@@ -181,8 +181,9 @@ def test_the_14b_streams_little_more_than_a_third_a_step() -> None:
             if set(name.split(".")) & set(keep):
                 weight.data = weight.data.float()
         latents = torch.zeros(1, 36, 3, 8, 8, dtype=torch.bfloat16)
-        text, image = torch.zeros(2, 20, 4096, dtype=torch.bfloat16), torch.zeros(1, 257, 1280, dtype=torch.bfloat16)
-        request = model.prepare(torch.zeros(50), text, image, latents, text, image)
+        texts = [torch.zeros(1, rows, 4096, dtype=torch.bfloat16) for rows in (20, 127)]
+        image = torch.zeros(1, 257, 1280, dtype=torch.bfloat16)
+        request = model.prepare(torch.zeros(50), texts, image, latents, texts, image)
         with counted_calls(model) as calls:
             model(latents, request.times.at(0), request)
 

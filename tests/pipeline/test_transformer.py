@@ -8,15 +8,17 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor
 
-from pipeline.transformer import (
-    RotaryEmbedding,
-    VideoAsPromptBlock,
-    VideoAsPromptTransformer3DModel,
-    fold_padding,
-)
+from pipeline.joint_attention import fold_padding
+from pipeline.transformer import RotaryEmbedding, VideoAsPromptBlock, VideoAsPromptTransformer3DModel
 from tests.pipeline.conftest import GOLDEN, GoldenCase, read_golden, read_json
 
 STEP_INPUTS = ("hidden_states", "timestep")
+TEXT_INPUTS = (
+    "encoder_hidden_states",
+    "text_row_counts",
+    "reference_encoder_hidden_states",
+    "reference_text_row_counts",
+)
 FOLDERS = {"transformer_a": "tiny_vap/transformer", "transformer_b": "transformer_b"}
 
 
@@ -25,8 +27,10 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> VideoAsPromptTransfor
 
 
 def predict(model: VideoAsPromptTransformer3DModel, inputs: dict[str, Tensor]) -> Tensor:
-    """Give the velocity of one step: prepare a request, and run it."""
-    request = model.prepare(inputs["timestep"], **{name: inputs[name] for name in inputs if name not in STEP_INPUTS})
+    """Give the velocity of one step: prepare a request of one branch, and run it."""
+    constant = {name: inputs[name] for name in inputs if name not in STEP_INPUTS}
+    constant |= {name: [constant[name]] for name in constant if name in TEXT_INPUTS}
+    request = model.prepare(inputs["timestep"], **constant)
     return model(inputs["hidden_states"], request.times, request)
 
 

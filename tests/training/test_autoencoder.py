@@ -37,14 +37,14 @@ def test_training_steps_lower_the_loss() -> None:
     """Ten steps on one picture bring the loss down clearly."""
     torch.manual_seed(0)
     vae = build_autoencoder()
-    optimizers = Optimizers(vae, lr=4e-3)
+    optimizers = Optimizers(vae, lr=4e-3, worker=Worker(0, 1))
     clips = draw_crops(Generator().manual_seed(1), 2, 1, 32, 48)
     losses = []
 
     for _ in range(10):
         loss = reconstruction_loss(vae, clips)
         loss.backward()
-        optimizers.step(Worker(0, 1), lr_scale=1.0)
+        optimizers.step(lr_scale=1.0)
         losses.append(loss.item())
 
     assert losses[-1] < 0.8 * losses[0]

@@ -28,13 +28,13 @@ def build_codec() -> Codec:
     return Codec(build_autoencoder().requires_grad_(False), 0 * ones, ones)
 
 
-@pytest.mark.parametrize("lesson", LESSONS, ids=("captions", "plain", "photographs", "everything"))
+@pytest.mark.parametrize("lesson", LESSONS, ids=("captions", "plain", "photographs", "all effects", "everything"))
 def test_training_steps_lower_the_loss(lesson: Lesson) -> None:
     """Steps on one pair bring both losses down, in every lesson."""
     torch.manual_seed(0)
     nano, tokenizer = Nano(), build_tokenizer()
     reader = Reader(nano.transformer)
-    optimizers = Optimizers(torch.nn.ModuleList([nano, reader]), lr=2e-3)
+    optimizers = Optimizers(torch.nn.ModuleList([nano, reader]), lr=2e-3, worker=Worker(0, 1))
     generator = Generator().manual_seed(1)
     pair = draw_block(generator, Shape(5, 32, 48), build_codec(), lesson.diet, scenes=2).draw_pair(generator)
     losses = []
@@ -42,7 +42,7 @@ def test_training_steps_lower_the_loss(lesson: Lesson) -> None:
     for _ in range(8):
         loss, told = flow_loss(nano, reader, tokenizer, Generator().manual_seed(2), [pair], lesson)
         (loss + told).backward()
-        optimizers.step(Worker(0, 1), lr_scale=1.0)
+        optimizers.step(lr_scale=1.0)
         losses.append((loss.item(), told.item()))
 
     assert losses[-1][0] < losses[0][0]

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,10 @@ def timesteps(steps: int) -> Tensor:
     return torch.tensor([sigma * 1000 for sigma in sigmas(steps)[:-1]])
 
 
-def build_studio(weights: dict[str, Tensor], inputs: dict[str, Tensor], dtype: torch.dtype) -> Callable[[int], Predict]:
-    """Give the project's own network."""
+def build_studio(
+    weights: dict[str, Tensor], inputs: dict[str, Tensor], dtype: torch.dtype, split: bool = False
+) -> Callable[[int], Predict]:
+    """Give the project's own network. split: with one guidance branch after the other."""
     from pipeline.conditioning import Conditions, Texts, TextStates
     from pipeline.denoise import prepare_request
     from pipeline.joint_attention import fold_padding
@@ -103,9 +106,11 @@ def build_studio(weights: dict[str, Tensor], inputs: dict[str, Tensor], dtype: t
 
     def begin(steps: int) -> Predict:
         request = prepare_request(model, conditions, timesteps(steps), inputs["noise"])
+        branches = [request.branch(0), request.branch(1)] if split else [request]
 
         def predict(index: int, latents: Tensor) -> Tensor:
-            return model(torch.cat([latents, inputs["condition"]], dim=1).to(dtype), request.times.at(index), request)
+            model_input = torch.cat([latents, inputs["condition"]], dim=1).to(dtype)
+            return torch.cat([model(model_input, request.times.at(index), branch) for branch in branches])
 
         return predict
 
@@ -264,7 +269,12 @@ def main() -> None:
     if name == "write":
         write(Path(folder))
         return
-    builders = {"studio": build_studio, "reference": build_reference, "diffsynth": build_diffsynth}
+    builders = {
+        "studio": build_studio,
+        "split": partial(build_studio, split=True),
+        "reference": build_reference,
+        "diffsynth": build_diffsynth,
+    }
     inputs = load_file(Path(folder) / "inputs.safetensors")
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not mix with the answers
     begin = builders[name](load_weights(Path(folder)), inputs, getattr(torch, dtype_name))
@@ -273,6 +283,7 @@ def main() -> None:
     run(begin, inputs["noise"], 1)
     print("{}", file=answers, flush=True)
     for _ in sys.stdin:
+        return_freed_memory()  # of the round before, or it would count as this one's
         reset_peak()
         began = time.process_time()
         latents = run(begin, inputs["noise"], int(steps))

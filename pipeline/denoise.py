@@ -13,7 +13,7 @@ from diffusers import FirstBlockCacheConfig
 from torch import Tensor
 
 from pipeline.conditioning import Conditions, TextStates
-from pipeline.elementwise import keep_freed_memory
+from pipeline.elementwise import keep_freed_memory, return_freed_memory
 from pipeline.transformer import RequestStates, VideoAsPromptTransformer3DModel
 
 # What diffusers' multistep flow schedulers carry from step to step; Euler has the first alone.
@@ -170,7 +170,7 @@ def prepare_request(
     branches = [texts for texts in (conditions.positive, conditions.negative) if texts is not None]
     text, counts = _spread_texts([texts.target for texts in branches], latents, dtype)
     reference_text, reference_counts = _spread_texts([texts.reference for texts in branches], latents, dtype)
-    return transformer.prepare(
+    request = transformer.prepare(
         timesteps=timesteps.to(latents.device),
         encoder_hidden_states=text,
         encoder_hidden_states_image=conditions.image_embeds.to(latents.device, dtype),
@@ -180,6 +180,8 @@ def prepare_request(
         text_row_counts=counts,
         reference_text_row_counts=reference_counts,
     )
+    return_freed_memory()
+    return request
 
 
 def _spread_texts(

@@ -4,6 +4,7 @@ import platform
 import resource
 from collections.abc import Callable
 
+import psutil
 import pytest
 import torch
 from diffusers.models.attention import FeedForward
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 from pipeline.elementwise import (
     PIECE,
     activate,
+    add,
+    add_gated,
     feed_forward,
     keep_freed_memory,
     normalise,
     normalise_and_rotate,
+    return_freed_memory,
     rotate,
 )
 
@@ -69,6 +73,18 @@ def test_norms_with_rotations(states: Tensor, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("shared_rows", [1, ROWS])
+def test_additions(states: Tensor, dtype: torch.dtype, shared_rows: int) -> None:
+    """Plain ones, and gated ones to tokens that rows may share; only the update may be written over."""
+    gate, update = torch.rand(1, 1, DIM), states.flip(1).to(dtype)
+    given = states[:shared_rows].to(dtype)
+
+    assert_same_without_gradients(lambda added: add_gated(given, added, gate), update)
+    assert_same_without_gradients(lambda added: add(update, added), update.flip(0))
+    assert torch.equal(given, states[:shared_rows].to(dtype))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
 def test_the_feed_forward(states: Tensor, dtype: torch.dtype) -> None:
     """The stock module with its activation in place, in several pieces."""
     torch.manual_seed(0)
@@ -111,3 +127,16 @@ def test_freed_memory_is_used_again() -> None:
 
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     assert faults * resource.getpagesize() < 2 * 8 * 2**20  # of eight times 8 MB
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no other library is asked for it")
+def test_what_is_kept_can_be_returned() -> None:
+    """Freed memory goes back to the system when asked for, also below what is still in use."""
+    keep_freed_memory()
+    tensors = [torch.ones(2**20) for _ in range(16)]  # 4 MB each
+    del tensors[:-1]
+    kept = psutil.Process().memory_info().rss
+
+    return_freed_memory()
+
+    assert kept - psutil.Process().memory_info().rss > 40 * 2**20

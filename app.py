@@ -17,11 +17,8 @@ from server.settings import Settings, prepare_environment, read_settings, settle
 from server.space import choose_model
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from server.jobs import JobQueue
-    from server.loading import Gauge
-    from server.workshop import Model
+    from server.loading import BackgroundModel, Gauge
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 STOP_TIMEOUT_S = 10.0  # for the running step; what takes longer goes on after the next start
@@ -65,12 +62,12 @@ def follow(settings: Settings) -> None:
 def run(settings: Settings, port: int, presets: Sequence[Preset], queue: "JobQueue") -> None:
     """Serve, and make the videos unless workers elsewhere do."""
     from server.assembly import make_load, make_tender, make_worker
-    from server.loading import Gauge, load_in_background
+    from server.loading import BackgroundModel, Gauge
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends us as Ctrl-C does
     gauge = Gauge()
-    model = load_in_background(settings.model, gauge, make_load(settings, gauge)) if settings.worker else None
-    worker = make_worker(settings, queue, model.result, gauge) if model else make_tender(settings, queue)
+    model = BackgroundModel(settings.model, gauge, make_load(settings, gauge)) if settings.worker else None
+    worker = make_worker(settings, queue, model.get, gauge) if model else make_tender(settings, queue)
     worker.start()
     try:
         serve(settings, port, presets, queue, model, gauge)
@@ -83,7 +80,7 @@ def serve(
     port: int,
     presets: Sequence[Preset],
     queue: "JobQueue",
-    model: "Future[Model] | None",
+    model: "BackgroundModel | None",
     gauge: "Gauge",
 ) -> None:
     """Open the page at once, with the API beside it, and stay until told to end."""

@@ -3,7 +3,6 @@
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from server.files import FileStore
 from server.job import Limits, Retention
 from server.jobs import JobQueue
 from server.keys import KEYS_FILE, KeyRing
-from server.loading import Gauge
+from server.loading import BackgroundModel, Gauge
 from server.settings import Settings, WorkerSettings, bind, prepare_environment, read_settings
 from server.signing import load_signer
 from server.space import describe_space, is_zero_gpu
@@ -132,7 +131,7 @@ def make_api(settings: Settings, queue: JobQueue) -> ApiServices:
 
 
 def make_studio(
-    settings: Settings, api: ApiServices, model: Future[Model] | None, gauge: Gauge | None = None
+    settings: Settings, api: ApiServices, model: BackgroundModel | None, gauge: Gauge | None = None
 ) -> Studio:
     """Give what the page stands on.
 

@@ -44,8 +44,7 @@ class EstimateLine:
 
     def look(self, *values: Any) -> Updates:
         """Tell it first, as soon as this machine was looked at."""
-        model = self.studio.model
-        is_known = self.studio.planner() is not None or model is None or model.done()
+        is_known = self.studio.planner() is not None or self.studio.model is None
         return {self.page.form.estimate: self.tell(*values), self.timer: gr.Timer(active=not is_known)}
 
     def tell(self, *values: Any) -> str:

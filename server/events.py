@@ -45,26 +45,28 @@ def connect(page: Page, studio: Studio) -> None:
 
 def _follow_model(page: Page, studio: Studio) -> None:
     def describe_model() -> Updates:
-        is_known = studio.model is None or studio.model.done()
+        described, is_final = _describe_model(studio)
         about = panels.space_line(studio.about_space)
-        return {page.model: _describe_model(studio) + about, timer: gr.Timer(active=not is_known)}
+        return {page.model: described + about, timer: gr.Timer(active=not is_final)}
 
     timer = gr.Timer(MODEL_POLL_S)
     for event in (page.blocks.load, timer.tick):
         event(describe_model, outputs=[page.model, timer], queue=False, **QUIET)
 
 
-def _describe_model(studio: Studio) -> str:
+def _describe_model(studio: Studio) -> tuple[str, bool]:
+    """Give what to say of the model, and whether that will stay so: the next generation tries a failed one anew."""
     if studio.model is None:
-        return panels.model_elsewhere()
-    if not studio.model.done():
-        return panels.model_loading(studio.model_name, studio.how_far())
+        return panels.model_elsewhere(), True
     try:
-        _, facts = studio.model.result()
+        model = studio.model.peek()
     except StudioError as error:
-        return panels.model_failed(error.message)
+        return panels.model_failed(error.message), False
+    if model is None:
+        return panels.model_loading(studio.model_name, studio.how_far()), False
+    _, facts = model
     planner = studio.planner()
-    return panels.model_ready(facts, planner.start if planner else None)
+    return panels.model_ready(facts, planner.start if planner else None), True
 
 
 def _fill_from_examples(page: Page) -> None:

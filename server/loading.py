@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ModelError, StudioError
@@ -33,9 +33,29 @@ class Gauge:
         self.progress = progress
 
 
-def load_in_background(name: str, gauge: Gauge, load: Callable[[str, OnModel], Model]) -> Future[Model]:
-    """Start loading a model. The future raises ModelError with a sentence when that fails."""
-    return in_background(lambda: _load_plainly(name, gauge, load))
+class BackgroundModel:
+    """A model that a thread of its own loads."""
+
+    def __init__(self, name: str, gauge: Gauge, load: Callable[[str, OnModel], Model]) -> None:
+        """Begin to load it."""
+        self._load = lambda: _load_plainly(name, gauge, load)
+        self._lock = Lock()
+        self._loading = in_background(self._load)
+
+    def peek(self) -> Model | None:
+        """Give the model, or None while it is on its way. Raises ModelError with a sentence when loading failed."""
+        loading = self._loading
+        return loading.result() if loading.done() else None
+
+    def get(self) -> Model:
+        """Wait for the model and give it. What failed is tried once more, since the reason may be gone: a hub that was
+        away, a full disk. Raises ModelError with a sentence when that fails too.
+        """
+        with self._lock:
+            if self._loading.done() and self._loading.exception() is not None:
+                self._loading = in_background(self._load)
+            loading = self._loading
+        return loading.result()
 
 
 def _load_plainly(name: str, gauge: Gauge, load: Callable[[str, OnModel], Model]) -> Model:

@@ -319,7 +319,7 @@ def space_line(sentence: str) -> str:
 
 def model_failed(sentence: str) -> str:
     """Say why there is no model."""
-    return _model_card("There is no model to draw with", sentence, "failed")
+    return _model_card("There is no model to draw with", f"{sentence} The next generation tries once more.", "failed")
 
 
 def _model_card(title: str, text: str, state: str) -> str:

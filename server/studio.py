@@ -3,7 +3,6 @@
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +18,10 @@ from server.job import Job, JobRequest
 from server.jobs import JobQueue
 from server.keys import KeyRing
 from server.signing import Signer
-from server.workshop import Model
 
 if TYPE_CHECKING:
     from pipeline.planner import Planner
+    from server.loading import BackgroundModel
 
 SECRET_LETTERS = 16
 MAX_REMEMBERED_UPLOADS = 500
@@ -42,7 +41,7 @@ class Studio:
     uploads: "Uploads"
     keys: KeyRing
     model_name: str
-    model: Future[Model] | None
+    model: "BackgroundModel | None"
     browser_secret: str
     signer: Signer
     public_url: str | None = None

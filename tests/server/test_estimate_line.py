@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from server.loading import Gauge
 from server.settings import Settings
 from server.ui import build_page
 from tests.pipeline.machines import card
+from tests.server.absent_model import absent_model
 from tests.server.fake_generation import make_request
 
 USUAL: tuple[Any, ...] = ("480p", 49, "", 5.0, 1.0)
@@ -55,7 +55,7 @@ def build(tmp_path: Path, queue: JobQueue) -> Callable[..., Any]:
         async def within_a_loop() -> Any:
             page = build_page(load_presets(), "0" * 16)
             with page.blocks:
-                return kind(page, make_studio(settings, make_api(settings, queue), Future(), gauge))
+                return kind(page, make_studio(settings, make_api(settings, queue), absent_model(), gauge))
 
         return asyncio.run(within_a_loop())
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from server.keeping import VALUES, FileTickets, FormKeeper
 from server.settings import Settings
 from server.signing import Signer
 from server.ui import CACHE_AGE_S, build_page
+from tests.server.absent_model import absent_model
 
 DAY_S = float(CACHE_AGE_S)
 
@@ -49,7 +49,7 @@ def keeper(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
     async def build() -> FormKeeper:
         page = build_page(load_presets(), "0" * 16, safety_forced=request.param)
-        return FormKeeper(page, make_studio(settings, make_api(settings, queue), Future()))
+        return FormKeeper(page, make_studio(settings, make_api(settings, queue), absent_model()))
 
     with closing(queue):
         yield asyncio.run(build())

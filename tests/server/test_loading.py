@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import ModelError
 from pipeline.model_progress import ModelProgress, OnModel
 from pipeline.spec import ModelFacts
-from server.loading import Gauge, load_in_background
+from server.loading import BackgroundModel, Gauge
 from server.workshop import Model
 
 
@@ -23,14 +23,15 @@ def test_a_model_loads_in_the_background() -> None:
         return None, ModelFacts(name)
 
     gauge = Gauge()
-    model = load_in_background("nano", gauge, load)
+    model = BackgroundModel("nano", gauge, load)
 
-    assert not model.done()
+    assert model.peek() is None
     while gauge.progress is None:
         time.sleep(0.01)
     assert gauge.progress.amount == "0.0 of 0.0 GB"
     gate.set()
-    assert model.result(timeout=5)[1].name == "nano"
+    assert model.get()[1].name == "nano"
+    assert model.peek() == model.get()
 
 
 def test_a_model_that_cannot_be_loaded_is_a_sentence(caplog: pytest.LogCaptureFixture) -> None:
@@ -43,7 +44,34 @@ def test_a_model_that_cannot_be_loaded_is_a_sentence(caplog: pytest.LogCaptureFi
         raise RuntimeError("out of memory")
 
     with pytest.raises(ModelError, match="There is no model “x”"):
-        load_in_background("x", Gauge(), miss).result(timeout=5)
+        BackgroundModel("x", Gauge(), miss).get()
     with pytest.raises(ModelError, match="The model “y” could not be loaded; the log"):
-        load_in_background("y", Gauge(), explode).result(timeout=5)
+        BackgroundModel("y", Gauge(), explode).get()
     assert "out of memory" in caplog.text
+
+
+def test_what_failed_is_tried_again_when_it_is_needed() -> None:
+    """A hub that was away when the program began may be back when the first video is asked for."""
+    calls: list[str] = []
+
+    def load(name: str, on_progress: OnModel) -> Model:
+        calls.append(name)
+        if len(calls) == 1:
+            raise ModelError("The hub is away.")
+        return None, ModelFacts(name)
+
+    model = BackgroundModel("14b", Gauge(), load)
+    while not calls or not fails(model):
+        time.sleep(0.01)
+
+    assert model.get()[1].name == "14b"
+    assert model.peek() is not None
+    assert calls == ["14b", "14b"]
+
+
+def fails(model: BackgroundModel) -> bool:
+    try:
+        model.peek()
+    except ModelError:
+        return True
+    return False

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import closing
 from typing import Any
 
@@ -17,6 +16,7 @@ from server.form import FIELDS, SLIDERS
 from server.page_events import tell_problems
 from server.settings import Settings
 from server.ui import Page, build_page
+from tests.server.absent_model import absent_model
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
     async def build() -> Page:
         page = build_page(load_presets(), "0" * 16)
-        connect(page, make_studio(settings, make_api(settings, queue), Future()))
+        connect(page, make_studio(settings, make_api(settings, queue), absent_model()))
         return page
 
     # Within a loop, or Gradio makes loops of its own and never closes them, which is a warning and thus an error.

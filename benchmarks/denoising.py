@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+OURS = ("studio", "split")  # split: with one guidance branch after the other, as on small cards
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class Contender:
 def main() -> None:
     """Run all contenders in turn and print a table."""
     arguments = build_parser().parse_args()
-    paths = {"studio": None, "reference": arguments.reference, "diffsynth": arguments.diffsynth}
-    names = [name for name, path in paths.items() if name == "studio" or path is not None]
+    paths = {"studio": None, "split": None, "reference": arguments.reference, "diffsynth": arguments.diffsynth}
+    names = [name for name, path in paths.items() if name in OURS or path is not None]
     if arguments.reference is not None:
         paths["reference"] = arguments.reference / "diffusers" / "src"
     with tempfile.TemporaryDirectory() as temporary:

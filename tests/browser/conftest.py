@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
@@ -26,6 +26,8 @@ CHROMIUM_FLAGS = (
     "--no-first-run",
 )
 START_TIMEOUT_S = 90
+# A page that shares two cores with a generation and another test may open for longer than Playwright's five seconds.
+expect.set_options(timeout=20_000)
 
 
 def find_in_package(package: str, path: str) -> Path:

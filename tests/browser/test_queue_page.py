@@ -27,7 +27,7 @@ from tests.browser.conftest import find_in_package, free_port, open_studio, runn
 
 pytestmark = pytest.mark.browser
 
-LONG = 100  # steps; nobody waits for their end
+LONG = 100  # steps
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_a_reload_keeps_the_form(page: Page, context: BrowserContext, app_url: s
 
 def test_a_link_shows_the_same_on_another_device(page: Page, browser: Browser) -> None:
     """Progress first, then the video, with its settings; to stop it is for its owner alone."""
-    choose_example(page, steps=8)
+    choose_example(page, steps=LONG)  # still under way when the other device has opened the page
     generate(page)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.click("#copy-link")

@@ -103,6 +103,7 @@ class ModelShape:
     head_dim: int = 128
     ffn_dim: int = 13_824
     experts: tuple[int, ...] = tuple(range(0, 40, 4))
+    patch_size: tuple[int, int, int] = (1, 2, 2)
     in_channels: int = 36
     out_channels: int = 16
     text_dim: int = 4096
@@ -165,7 +166,9 @@ class ModelShape:
     def transformer_weights(self) -> int:
         """Give all weights of the transformer."""
         streams = self.layers + len(self.experts)
-        ends = 2 * _linear(self.in_channels * 4, self.dim) + _linear(self.dim, self.out_channels * 4) + 2 * self.dim
+        patch = math.prod(self.patch_size)
+        ends = 2 * _linear(patch * self.in_channels, self.dim) + _linear(self.dim, patch * self.out_channels)
+        ends += 2 * self.dim
         return streams * self.block_weights + 2 * self.embedder_weights + ends
 
     @property
@@ -192,9 +195,9 @@ class ModelShape:
 
     def tokens(self, load: Workload) -> int:
         """Give the tokens S of one stream."""
-        side = 2 * self.spatial_stride
         frames = (load.num_frames - 1) // self.temporal_stride + 1
-        return frames * (load.height // side) * (load.width // side)
+        latents = (frames, load.height // self.spatial_stride, load.width // self.spatial_stride)
+        return math.prod(size // patch for size, patch in zip(latents, self.patch_size, strict=True))
 
 
 def _linear(inputs: int, outputs: int) -> int:
@@ -217,6 +220,7 @@ def read_shape(folder: Path) -> ModelShape:
             head_dim=transformer["attention_head_dim"],
             ffn_dim=transformer["ffn_dim"],
             experts=tuple(transformer["block_idx_with_mot_ref"]),
+            patch_size=tuple(transformer["patch_size"]),
             in_channels=transformer["in_channels"],
             out_channels=transformer["out_channels"],
             text_dim=transformer["text_dim"],

@@ -11,7 +11,7 @@ from training.export import export_nano
 from training.sittings import start_workers
 
 ROOT = Path(__file__).parents[1]
-MINUTES = {"pictures": 9.0, "clips": 13.0, "denoiser": 45.0}
+MINUTES = {"pictures": 9.0, "clips": 40.0, "denoiser": 45.0}
 DIETS = {"pictures": autoencoder.PICTURES, "clips": autoencoder.CLIPS}
 
 

@@ -1,5 +1,11 @@
-"""Stage 1: the autoencoder, a stock `AutoencoderKLWan` trained on single pictures and then on clips."""
+"""Stage 1: the autoencoder, a stock `AutoencoderKLWan` trained on single pictures and then on clips.
 
+Besides the pictures, it learns that latents can be moved: what nano draws of a movement, it copies from the first
+frame, latent by latent. Latents that were never asked for this, moved by the true amounts, were no nearer to the true
+latents of a spinning object than those of a still one.
+"""
+
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +16,12 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, patchify, unpatchify
 from torch import Generator, Tensor, nn
 
-from training.effects import draw_motion
-from training.scenes import crop_photograph, draw_scene, render
+from training.effects import draw_motion, is_rigid
+from training.scenes import crop_photograph, draw_scene, render, trace_sources
 from training.sittings import Optimizers, Worker, psnr, save_checkpoint, sitting, write_log
 
 LATENT_CHANNELS = 24
+SCENE = (80, 144)  # height and width of what is drawn
 LATENT_NOISE = 0.1  # the decoder learns from latents this uncertain; the encoder's spread is fixed to it
 
 
@@ -136,6 +143,9 @@ PICTURES = Diet(crops=((16, 1, 80, 80),))
 CLIPS = Diet(crops=((3, 17, 64, 64), (6, 1, 80, 80)))
 SHARPNESS = 0.5  # weight of the error in differences of neighbouring pixels, which a blur would get wrong
 ENERGY = 1e-4  # weight of the latents' squares: with the fixed spread, this is the KL term
+WARPED_SHARE = 0.6  # of the crops are decoded from latents that were scaled, turned and shifted
+MAX_WARP = (0.35, 0.3, 0.3)  # the logarithm of the scale, radians, half sides
+TRACKING = 0.2  # weight of the difference between latents and those they came from, in their variance
 MUON_LR = 4e-3
 REPORT_S = 90.0
 
@@ -168,8 +178,7 @@ def train_autoencoder(worker: Worker, runs: Path, diet: Diet, minutes: float) ->
 
     for lr_scale in sitting(minutes):
         for crop in diet.crops:
-            clips = draw_crops(generator, *crop)
-            loss = reconstruction_loss(vae, clips) / len(diet.crops)
+            loss = autoencoder_loss(vae, *draw_crops(generator, *crop)) / len(diet.crops)
             loss.backward()
         optimizers.step(lr_scale)
         step += 1
@@ -182,55 +191,106 @@ def train_autoencoder(worker: Worker, runs: Path, diet: Diet, minutes: float) ->
 
 @torch.no_grad()
 def measure_latents(runs: Path, clips: int = 150) -> None:
-    """Freeze the encoder: write its latents' mean and standard deviation, (z, 1, 1, 1) each, to runs/latents.pt."""
+    """Freeze the encoder: write what is to be known of its latents to runs/latents.pt.
+
+    mean, std: (z, 1, 1, 1) each. features: (z, z), by which normalised latents become uncorrelated numbers of variance
+    one, those that vary most first.
+    """
     vae = build_autoencoder()
     vae.load_state_dict(torch.load(runs / "autoencoder.pt")["vae"])
     generator = Generator().manual_seed(5)
     with torch.autocast("cpu", torch.bfloat16):
-        latents = torch.cat([encode_clips(vae, draw_crops(generator, 1, 17, 80, 144)) for _ in range(clips)]).float()
+        latents = torch.cat([encode_clips(vae, draw_crops(generator, 1, 17, *SCENE)[0]) for _ in range(clips)]).float()
     std, mean = torch.std_mean(latents, dim=(0, 2, 3, 4))
-    save_checkpoint(runs / "latents.pt", mean=mean.view(-1, 1, 1, 1), std=std.view(-1, 1, 1, 1))
+    spread, directions = torch.linalg.eigh(torch.corrcoef(latents.transpose(0, 1).flatten(1)))
+    features = (directions / spread.sqrt()).T.flip(0)
+    save_checkpoint(runs / "latents.pt", mean=mean.view(-1, 1, 1, 1), std=std.view(-1, 1, 1, 1), features=features)
 
 
-def draw_crops(generator: Generator, count: int, frames: int, height: int, width: int) -> Tensor:
-    """Give random windows out of random clips: (count, 3, frames, height, width), float32, -1 to 1."""
-    crops = []
+def draw_crops(generator: Generator, count: int, frames: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Give random windows out of random clips, and where in its first frame that was which each latent shows.
+
+    Clips: (count, 3, frames, height, width), float32, -1 to 1. Sources: (count, T, height / 8, width / 8, 2), x before
+    y, -1 to 1 over the window; NaN where there is none, and everywhere if more than places changes.
+    """
+    crops, sources = [], []
     for _ in range(count):
         motion = draw_motion(generator, frames)
-        scene = draw_scene(generator, 80, 144, motion, with_object=True)
-        clip = render(scene, motion, 80, 144)
-        top = int(torch.randint(0, 80 - height + 1, (), generator=generator))
-        left = int(torch.randint(0, 144 - width + 1, (), generator=generator))
+        scene = draw_scene(generator, *SCENE, motion, with_object=True)
+        clip = render(scene, motion, *SCENE)
+        top, left = (
+            8 * int(torch.randint(0, (whole - part) // 8 + 1, (), generator=generator))
+            for whole, part in zip(SCENE, (height, width), strict=True)
+        )
         crops.append(clip[:, :, top : top + height, left : left + width])
-    return torch.stack(crops)
+        traced = trace_sources(scene, motion, *SCENE) if is_rigid(motion) else torch.full((1, 1, 1, 2), math.nan)
+        traced = traced.expand((frames + 3) // 4, SCENE[0] // 8, SCENE[1] // 8, 2)
+        traced = traced[:, top // 8 : (top + height) // 8, left // 8 : (left + width) // 8]
+        pixels = (traced * min(SCENE) + torch.tensor(SCENE[::-1])) / 2 - torch.tensor([left, top])
+        places = pixels / torch.tensor([width, height]) * 2 - 1
+        sources.append(places.masked_fill((places.abs() >= 1).any(dim=-1, keepdim=True), math.nan))
+    return torch.stack(crops), torch.stack(sources)
 
 
-def reconstruction_loss(vae: AutoencoderKLWan, clips: Tensor) -> Tensor:
-    """Compare clips with what comes back through uncertain latents."""
+def autoencoder_loss(vae: AutoencoderKLWan, clips: Tensor, sources: Tensor) -> Tensor:
+    """Compare clips with what comes back through uncertain and often warped latents, and latents with their sources."""
     with torch.autocast("cpu", torch.bfloat16):
         latents = encode_clips(vae, clips)
-        decoded = decode_clips(vae, latents + LATENT_NOISE * torch.randn_like(latents))
-    error = decoded.float() - clips
+    latents = latents.float()
+    kept, expected = latents, clips
+    if torch.rand(()) < WARPED_SHARE:
+        warp = _draw_warp(len(clips), clips.shape[3] / clips.shape[4])
+        kept, expected = _warp(latents, warp), _warp(clips, warp)
+    with torch.autocast("cpu", torch.bfloat16):
+        decoded = decode_clips(vae, kept + LATENT_NOISE * torch.randn_like(latents))
+    error = decoded.float() - expected
     sharpness = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return (
         error.abs().mean()
         + 2 * error.square().mean()
         + SHARPNESS * sharpness
-        + ENERGY * latents.float().square().mean()
+        + ENERGY * latents.square().mean()
+        + TRACKING * _compare_with_sources(latents, sources)
     )
+
+
+def _draw_warp(count: int, height_to_width: float) -> Tensor:
+    """Give (count, 2, 3), random, as `affine_grid` takes it."""
+    scale, angle, across, down = (limit * (2 * torch.rand(count) - 1) for limit in (*MAX_WARP, MAX_WARP[2]))
+    cos, sin = scale.exp() * angle.cos(), scale.exp() * angle.sin()
+    rows = [cos, -sin * height_to_width, across, sin / height_to_width, cos, down]
+    return torch.stack(rows, dim=1).view(count, 2, 3)
+
+
+def _warp(clips: Tensor, warp: Tensor) -> Tensor:
+    """Warp every frame of clips (B, C, T, H, W) alike."""
+    frames = clips.transpose(1, 2).flatten(0, 1)
+    grid = F.affine_grid(warp.repeat_interleave(clips.shape[2], dim=0), list(frames.shape), align_corners=False)
+    warped = F.grid_sample(frames, grid, padding_mode="reflection", align_corners=False)
+    return warped.unflatten(0, (-1, clips.shape[2])).transpose(1, 2)
+
+
+def _compare_with_sources(latents: Tensor, sources: Tensor) -> Tensor:
+    """Give the mean square difference of latents to those of the first frame at their sources, in their variance."""
+    known = sources.isfinite().all(dim=-1)[:, None].float()
+    known[:, :, 0] = 0  # the first frame itself
+    first = latents[:, :, :1].expand_as(latents).transpose(1, 2).flatten(0, 1)
+    moved = F.grid_sample(first, sources.nan_to_num(0).flatten(0, 1), padding_mode="border", align_corners=False)
+    moved = moved.unflatten(0, (-1, latents.shape[2])).transpose(1, 2)
+    variance = latents.detach().var(dim=(0, 2, 3, 4), keepdim=True) + 1e-3
+    error = ((moved - latents).square() / variance * known).sum()
+    return error / (known.sum() * latents.shape[1]).clamp(min=1)
 
 
 @torch.no_grad()
 def measure_autoencoder(vae: AutoencoderKLWan) -> dict[str, float]:
     """Give the PSNR, in dB, on held-out scenes: of single photographs and of clips of 17 frames, at full size."""
     generator = Generator().manual_seed(7)
-    photographs = (
-        torch.stack([crop_photograph(generator, 80, 144, held_out=True) for _ in range(8)])[:, :, None] * 2 - 1
-    )
+    photographs = torch.stack([crop_photograph(generator, *SCENE, held_out=True) for _ in range(8)])[:, :, None] * 2 - 1
     clips = []
     for _ in range(3):
         motion = draw_motion(generator, 17)
-        clips.append(render(draw_scene(generator, 80, 144, motion, with_object=True, held_out=True), motion, 80, 144))
+        clips.append(render(draw_scene(generator, *SCENE, motion, with_object=True, held_out=True), motion, *SCENE))
     figures = {}
     for name, pixels in (("photographs", photographs), ("clips", torch.stack(clips))):
         with torch.autocast("cpu", torch.bfloat16):

@@ -1,6 +1,7 @@
 """Nano's parts, new and untrained: the classes of the released 14B with small configs."""
 
 import io
+import math
 from collections.abc import Iterator
 from pydoc_data.topics import topics
 from typing import cast
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 from pipeline.conditioning import DEFAULT_NEGATIVE_PROMPT
-from pipeline.transformer import RotaryEmbedding, VideoAsPromptBlock, VideoAsPromptTransformer3DModel
+from pipeline.transformer import ROTARY_THETA, VideoAsPromptBlock, VideoAsPromptTransformer3DModel
 from training.autoencoder import LATENT_CHANNELS
 from training.effects import EFFECTS
 
@@ -20,22 +21,32 @@ VOCABULARY = 2048
 TEXT_DIM = 64
 IMAGE_DIM = 64
 IMAGE_SIZE = 224
-WIDTH, FFN_WIDTH, HEADS, LAYERS = 208, 512, 2, 8
-EXPERT_BLOCKS = (0, 1, 2, 3, 4)  # the last ones are left to act upon what was read of the reference
-# The heads that fetch from the start image, and which of a token's four latents each is for: in rows, from the left.
-FETCHING = {5: (0, 3), 6: (1, 2)}
-# The same of the experts' heads that look where in the reference's first frame that stood which a token shows.
-TRACKING = {2: (0, 3)}
+WIDTH, FFN_WIDTH, HEADS, LAYERS = 144, 384, 2, 9
+# A token is one latent, where the 14B has four in one: what moves is copied from token to token, and in steps of four
+# latents at once such a copy is hardly nearer to the truth than standing still.
+PATCH_SIZE = (1, 1, 1)
+EXPERT_BLOCKS = (0, 1, 2, 3, 4, 5)  # the last ones are left to act upon what was read of the reference
+FETCHING = 6  # the block whose first head fetches from the start image
+TRACKING = 3  # the block whose expert's first head looks where in the reference's first frame stood what a token shows
 MASK = 4.0  # the size of the given frame's mark in a token
-PEAK = 1.33  # with the norm and its weight: 8 nats at the place itself, 4 less beside it
-PATCH = 4 * LATENT_CHANNELS  # numbers of a token's latents: channel by channel, of each its four latents
+PEAK = 1.33  # with the norm and its weight: the tokens beside the place itself get 3 nats less
+HEAD_WIDTH = WIDTH // HEADS
+AXIS = HEAD_WIDTH // 3  # numbers of a head that turn with the frame; then as many with the row, and with the column
+FRAME_AXIS, ROW_AXIS, COLUMN_AXIS = 0, AXIS, 2 * AXIS
+# Of which neighbours the reference's tokens gather something, (down, right): by itself, a latent looks like many;
+# with three beside it, it is found again in two of three cases.
+NEIGHBOURS = ((0, 1), (1, 0), (-1, -1))
+FEATURES = 11  # numbers that tell latents apart
+GATHERED = slice(2 * LATENT_CHANNELS + 1, 2 * LATENT_CHANNELS + 1 + len(NEIGHBOURS) * FEATURES)  # where they stand
+LIKENESS = 1.5  # of the norm's weight: the right one of 112 tokens gets 0.4 of the attention
 
 
 def build_transformer() -> VideoAsPromptTransformer3DModel:
     """Make a new transformer, which holds the start image still; the experts start as `copy_base_to_experts` says."""
     model = VideoAsPromptTransformer3DModel(
         num_attention_heads=HEADS,
-        attention_head_dim=WIDTH // HEADS,
+        attention_head_dim=HEAD_WIDTH,
+        patch_size=PATCH_SIZE,
         in_channels=2 * LATENT_CHANNELS + 4,
         out_channels=LATENT_CHANNELS,
         text_dim=TEXT_DIM,
@@ -55,19 +66,20 @@ def _hold_still(model: VideoAsPromptTransformer3DModel) -> None:
     """Set the weights such that the prediction is (noisy latents - start image's latents) * 1.3.
 
     That is the velocity of a video in which nothing happens, right at sigma = 1 / 1.3. Learning to copy the image
-    takes thousands of samples otherwise. A token's first PATCH numbers hold its noisy latents, the next its condition,
-    and the one after these its mask; all block outputs but the copies start at zero.
+    takes thousands of samples otherwise. A token's first LATENT_CHANNELS numbers hold its noisy latent, the next its
+    condition, and the one after these its mask; all block outputs but the copies start at zero.
     """
-    latents = torch.eye(PATCH).view(PATCH, LATENT_CHANNELS, 1, 2, 2)
+    latent = torch.eye(LATENT_CHANNELS)[:, :, None, None, None]
     weight = model.patch_embedding.weight.data.zero_()
-    weight[:PATCH, :LATENT_CHANNELS] = latents
-    weight[PATCH : 2 * PATCH, LATENT_CHANNELS + 4 :] = latents
-    weight[2 * PATCH, LATENT_CHANNELS : LATENT_CHANNELS + 4] = MASK / 16
-    weight[2 * PATCH + 1 :] += 0.02 * torch.randn_like(weight[2 * PATCH + 1 :])
-    model.patch_embedding.bias.data.zero_()
+    weight[:LATENT_CHANNELS, :LATENT_CHANNELS] = latent
+    weight[LATENT_CHANNELS : 2 * LATENT_CHANNELS, LATENT_CHANNELS + 4 :] = latent
+    weight[2 * LATENT_CHANNELS, LATENT_CHANNELS : LATENT_CHANNELS + 4] = MASK / 4
+    weight[2 * LATENT_CHANNELS + 1 :] += 0.04 * torch.randn_like(weight[2 * LATENT_CHANNELS + 1 :])
+    # the rest starts with constants of one size, so that the norms hardly depend on the picture
+    model.patch_embedding.bias.data.copy_(1.0 - 2 * (torch.arange(WIDTH) % 2))
+    model.patch_embedding.bias.data[: 2 * LATENT_CHANNELS + 1] = 0
     model.proj_out.weight.data.zero_()
-    # the read-out's rows are in the order (rows, columns, channels)
-    model.proj_out.weight.data[:, :PATCH] = 1.3 * latents.permute(2, 3, 4, 1, 0).reshape(PATCH, PATCH)
+    model.proj_out.weight.data[:, :LATENT_CHANNELS] = 1.3 * torch.eye(LATENT_CHANNELS)
     model.proj_out.bias.data.zero_()
     model.scale_shift_table.data.zero_()
     nn.init.zeros_(model.condition_embedder.time_proj.weight)
@@ -79,61 +91,103 @@ def _hold_still(model: VideoAsPromptTransformer3DModel) -> None:
             nn.init.zeros_(last.bias)
         block.scale_shift_table.data.zero_()
         block.scale_shift_table.data[:, [2, 5]] = 1  # the gates
-    _look_at_start_image(blocks[0].attn1, heads=(0,), part=0)
-    for index, latents_of_heads in FETCHING.items():
-        _look_at_start_image(blocks[index].attn1, heads=(0, 1), part=0)
-        for head, latent in enumerate(latents_of_heads):
-            _subtract_condition(blocks[index].attn1, head, torch.arange(latent, PATCH, 4))
+    for index in (0, FETCHING):
+        _look_at_place(blocks[index].attn1, head=0, part=0)
+    _copy_seen(blocks[FETCHING].attn1, 0, -torch.eye(LATENT_CHANNELS), source=LATENT_CHANNELS, goal=0)
 
 
-def _subtract_condition(attention: WanAttention, head: int, numbers: Tensor, start: int = 0) -> None:
-    """Let a head subtract what it sees of the condition's numbers from those that stand from `start` on in a token."""
-    value, back = attention.to_v, attention.to_out[0]
-    first = head * WIDTH // HEADS
-    value.weight.data[first : first + PATCH] = 0
-    value.weight.data[first : first + PATCH, PATCH : 2 * PATCH] = torch.eye(PATCH)
-    value.bias.data[first : first + PATCH] = 0
-    back.weight.data[start + numbers, first + numbers] = -1
+def _copy_seen(attention: WanAttention, head: int, change: Tensor, source: int, goal: int) -> None:
+    """Let a head add what it sees in tokens from `source` on, times `change` (n, m), to those from `goal` on."""
+    seen = slice(head * HEAD_WIDTH, head * HEAD_WIDTH + change.shape[0])
+    attention.to_v.weight.data[seen] = 0
+    attention.to_v.weight.data[seen, source : source + change.shape[1]] = change
+    attention.to_v.bias.data[seen] = 0
+    attention.to_out[0].weight.data[:, head * HEAD_WIDTH : (head + 1) * HEAD_WIDTH] = 0
+    attention.to_out[0].weight.data[goal : goal + change.shape[0], seen] = torch.eye(change.shape[0])
 
 
-def _look_at_start_image(attention: WanAttention, heads: tuple[int, ...], part: int) -> None:
-    """Let heads look at the given frame of their own stream, at the token's own place.
+def _look_at_place(attention: WanAttention, head: int, part: int, step: tuple[int, int] | None = None) -> None:
+    """Let a head look at a place in its own stream: the token's own in the given frame, or a step away in its frame.
 
-    A constant in queries and keys, on the quickest rotations of rows and columns, makes their product a peak at
-    distance zero; on the slowest rotation of time, only the given frame's keys have it. part: which of the two numbers
-    of each rotation holds it: 0 for the target and 1 for the reference, so that neither peaks for the other.
+    A constant in queries and keys, on quick rotations of rows and columns, makes their product a peak at one distance;
+    three of them, so that no other distance within a picture comes close. On the slowest rotation of frames, only the
+    given frame's keys have it. part: which of the two numbers of each rotation holds it: 0 for the target and 1 for the
+    reference, so that neither peaks for the other.
     """
-    time, across = RotaryEmbedding(WIDTH // HEADS).axis_dims[:2]
-    pairs = torch.tensor([start + pair for start in (time, time + across) for pair in (0, 2)])
-    for head in heads:
-        first = head * WIDTH // HEADS
-        place, slowest = first + pairs + part, first + time - 2 + part
-        used = torch.cat([first + pairs, first + pairs + 1, torch.tensor([first + time - 2, first + time - 1])])
-        for projection, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
-            # smaller, so that the constants weigh more after the norm
-            projection.weight.data[first : first + WIDTH // HEADS] *= 0.5
-            projection.weight.data[used] = 0
-            projection.bias.data[first : first + WIDTH // HEADS] = 0
-            projection.bias.data[place] = PEAK
-            norm.weight.data[used] = 2.5
-        attention.to_q.bias.data[slowest] = PEAK
-        attention.to_k.weight.data[slowest, 2 * PATCH] = PEAK / MASK
+    first, quickest = head * HEAD_WIDTH, torch.tensor([0, 2, 4])
+    axes = {ROW_AXIS: 0, COLUMN_AXIS: 0} if step is None else {FRAME_AXIS: 0, ROW_AXIS: step[0], COLUMN_AXIS: step[1]}
+    slowest = first + FRAME_AXIS + AXIS - 2
+    sharpness = 2.4 if part else 1.8  # both heads of the reference's blocks have such constants, and share a norm
+    for projection, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
+        projection.weight.data *= 0.25  # so that the constants weigh more after the norm, in every token alike
+        projection.bias.data[first : first + HEAD_WIDTH] = 0
+        for axis, distance in axes.items():
+            pairs = first + axis + quickest
+            ahead = distance * ROTARY_THETA ** (-quickest / AXIS)
+            phase = (ahead if projection is attention.to_q else 0 * ahead) + part * math.pi / 2
+            for offset, values in enumerate((phase.cos(), phase.sin())):
+                projection.weight.data[pairs + offset] = 0
+                projection.bias.data[pairs + offset] = PEAK * values
+                norm.weight.data[pairs + offset] = sharpness
+        projection.weight.data[slowest : slowest + 2] = 0
+        norm.weight.data[slowest : slowest + 2] = sharpness
+    if step is None:
+        _look_at_given_frame(attention, slowest + part)
 
 
-def copy_base_to_experts(model: VideoAsPromptTransformer3DModel) -> None:
+def _look_at_given_frame(attention: WanAttention, slowest: int, peak: float = PEAK) -> None:
+    attention.to_q.bias.data[slowest] = peak
+    attention.to_k.weight.data[slowest, 2 * LATENT_CHANNELS] = peak / MASK
+
+
+def copy_base_to_experts(model: VideoAsPromptTransformer3DModel, features: Tensor | None = None) -> None:
     """Give every reference twin (`*_mot_ref`) the weights of the base module beside it.
 
-    Only the first block's twin does something else than its base: its first head looks at the reference's first frame
-    and subtracts it from the condition, which is grey in later frames. So a token has what it shows beside what was at
-    its place at first.
+    Then some heads of the first ones get a task. One looks at the reference's first frame and subtracts it from the
+    condition, which is grey in later frames: so a token has what it shows beside what was at its place at first. Three
+    gather what tells neighbours, and one looks where in the first frame something was alike, neighbours included.
+
+    features: (FEATURES, LATENT_CHANNELS), what tells latents apart, as `autoencoder.measure_latents` finds it.
     """
     weights = model.state_dict()
     for name, weight in weights.items():
         if "_mot_ref" in name:
             weight.copy_(weights[name.replace("_mot_ref", "")])
-    twin = cast(VideoAsPromptBlock, model.blocks[0]).attn1_mot_ref
-    _look_at_start_image(twin, heads=(0,), part=1)
-    _subtract_condition(twin, 0, torch.arange(PATCH), start=PATCH)
+    features = torch.eye(LATENT_CHANNELS)[:FEATURES] if features is None else features
+    blocks = cast(list[VideoAsPromptBlock], list(model.blocks))
+    writers = [model.patch_embedding_mot_ref]
+    for block in blocks[:TRACKING]:
+        writers += [block.attn1_mot_ref.to_out[0], block.attn2_mot_ref.to_out[0], block.ffn_mot_ref.net[2]]
+    for weight in (weight for writer in writers for weight in writer.parameters()):
+        weight.data[GATHERED] = 0
+    _look_at_place(blocks[0].attn1_mot_ref, head=0, part=1)
+    _copy_seen(blocks[0].attn1_mot_ref, 0, -torch.eye(LATENT_CHANNELS), source=LATENT_CHANNELS, goal=LATENT_CHANNELS)
+    for index, (head, step) in enumerate(zip((1, 0, 0), NEIGHBOURS, strict=True)):
+        _look_at_place(blocks[index].attn1_mot_ref, head, part=1, step=step)
+        _copy_seen(blocks[index].attn1_mot_ref, head, features, source=0, goal=GATHERED.start + index * FEATURES)
+    _look_for_likeness(blocks[TRACKING].attn1_mot_ref, features)
+
+
+def _look_for_likeness(attention: WanAttention, features: Tensor) -> None:
+    """Let the first head look where in the given frame a token and its neighbours have the same features.
+
+    They stand on slow rotations, which hardly turn within a picture, the first ones on the slowest; the given frame's
+    mark stands on frames' slowest one, and a weak preference for near places on quicker ones.
+    """
+    slow = [axis + AXIS - 1 - number for number in range(16) for axis in (FRAME_AXIS, ROW_AXIS, COLUMN_AXIS)]
+    marked = FRAME_AXIS + AXIS - 1
+    slow = [place for place in slow if place not in (marked, marked - 1)]
+    compared = torch.zeros((len(NEIGHBOURS) + 1) * FEATURES, WIDTH)
+    compared[:FEATURES, :LATENT_CHANNELS] = features
+    compared[FEATURES:, GATHERED] = torch.eye(len(NEIGHBOURS) * FEATURES)
+    for projection, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
+        projection.weight.data[:HEAD_WIDTH] = 0
+        projection.bias.data[:HEAD_WIDTH] = 0
+        projection.weight.data[slow[: len(compared)]] = compared
+        projection.bias.data[[ROW_AXIS + 5, COLUMN_AXIS + 5]] = PEAK
+        norm.weight.data[:HEAD_WIDTH] = LIKENESS
+    _look_at_given_frame(attention, marked, peak=5 * PEAK)
+    attention.to_out[0].weight.data[:, :HEAD_WIDTH] = 0
 
 
 def build_text_encoder() -> UMT5EncoderModel:

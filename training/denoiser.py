@@ -24,6 +24,7 @@ from pipeline.conditioning import DEFAULT_NEGATIVE_PROMPT, TEXT_LENGTH
 from pipeline.transformer import RequestStates
 from training.autoencoder import build_autoencoder
 from training.components import (
+    FEATURES,
     IMAGE_SIZE,
     build_image_encoder,
     build_text_encoder,
@@ -33,7 +34,7 @@ from training.components import (
 )
 from training.effects import EASY_EFFECTS, EFFECTS
 from training.reader import Reader, Truth
-from training.samples import Codec, Diet, Pair, Pool, Shape, landscape, portrait
+from training.samples import SIZES, Codec, Diet, Pair, Pool, Shape, landscape, portrait
 from training.sittings import Optimizers, Worker, save_checkpoint, sitting, write_log
 
 MUON_LR = 8e-3
@@ -44,10 +45,12 @@ READING = 0.25  # weight of the error in what the tokens tell
 AVERAGING = 0.98  # share of the averaged weights that a step keeps
 REPORT_S = 60.0
 LENGTHS = (17, 25, 33, 49)  # frames of a clip
-PAIRS = {17: 8, 25: 5, 33: 4, 49: 2}  # of such clips, a step and worker
+TOKENS = 5000  # of all clips of a step and worker, at most
+MAX_PAIRS = 8  # of them
 
 # Difficulties multiply, so what is shown grows harder by and by.
 PLAIN = Diet(EASY_EFFECTS, light_share=0.15, eased=False, combined=0.0, spread=0.3, plain=True)
+STRONG = replace(PLAIN, spread=1.0)  # what is read of a reference need not be guessed, and is easier to see
 PHOTOGRAPHIC = Diet(EASY_EFFECTS, light_share=0.15, eased=False, combined=0.0, spread=1.0, plain=False)
 ALL_EFFECTS = Diet(EFFECTS, light_share=0.2, eased=False, combined=0.0, spread=1.0, plain=False)
 EVERYTHING = Diet(EFFECTS, light_share=0.25, eased=True, combined=0.15, spread=1.0, plain=False)
@@ -58,7 +61,7 @@ class Lesson:
     """What is taught until so many samples were seen.
 
     text_shares: of no text, the caption, the default negative prompt, an unrelated sentence.
-    length_shares: of `LENGTHS`.
+    length_shares: of `LENGTHS`. size_shares: of `SIZES`.
     timestep_shift: of the noise levels towards noise, where motion is decided; details are learnt at the others.
     """
 
@@ -66,16 +69,17 @@ class Lesson:
     diet: Diet
     text_shares: tuple[float, float, float, float]
     length_shares: tuple[float, float, float, float]
+    size_shares: tuple[float, float, float]
     timestep_shift: float
     has_reference: bool = True
 
 
 LESSONS = (
-    Lesson(16_500, PLAIN, (0.1, 0.8, 0.05, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0, has_reference=False),
-    Lesson(32_000, PLAIN, (0.65, 0.2, 0.1, 0.05), (1.0, 0.0, 0.0, 0.0), 16.0),
-    Lesson(48_000, PHOTOGRAPHIC, (0.65, 0.15, 0.1, 0.1), (0.8, 0.05, 0.05, 0.1), 8.0),
-    Lesson(70_000, ALL_EFFECTS, (0.65, 0.15, 0.1, 0.1), (0.8, 0.05, 0.05, 0.1), 8.0),
-    Lesson(10**9, EVERYTHING, (0.55, 0.12, 0.18, 0.15), (0.75, 0.06, 0.05, 0.14), 6.0),
+    Lesson(9_000, PLAIN, (0.1, 0.8, 0.05, 0.05), (1.0, 0.0, 0.0, 0.0), (1.0, 0.0, 0.0), 16.0, has_reference=False),
+    Lesson(18_000, STRONG, (0.65, 0.2, 0.1, 0.05), (1.0, 0.0, 0.0, 0.0), (0.8, 0.1, 0.1), 16.0),
+    Lesson(40_000, PHOTOGRAPHIC, (0.65, 0.15, 0.1, 0.1), (0.9, 0.05, 0.05, 0.0), (0.6, 0.2, 0.2), 10.0),
+    Lesson(70_000, ALL_EFFECTS, (0.65, 0.15, 0.1, 0.1), (0.8, 0.05, 0.05, 0.1), (0.4, 0.2, 0.4), 8.0),
+    Lesson(10**9, EVERYTHING, (0.55, 0.12, 0.18, 0.15), (0.75, 0.06, 0.05, 0.14), (0.3, 0.2, 0.5), 6.0),
 )
 
 
@@ -230,11 +234,16 @@ def load_nano(runs: Path, averaged: bool = False) -> tuple[Nano, dict[str, Any] 
     return nano, saved
 
 
-def draw_shape(generator: Generator, shares: Sequence[float]) -> tuple[Shape, int]:
+def draw_shape(generator: Generator, lesson: Lesson) -> tuple[Shape, int]:
     """Draw the shape of a step's clips, and how many pairs of them it takes."""
-    frames = LENGTHS[int(torch.multinomial(torch.tensor(shares), 1, generator=generator))]
+    frames, size = LENGTHS[_choose(generator, lesson.length_shares)], SIZES[_choose(generator, lesson.size_shares)]
     upright = torch.rand((), generator=generator) < 0.5
-    return (portrait(frames) if upright else landscape(frames)), PAIRS[frames]
+    shape = portrait(frames, size) if upright else landscape(frames, size)
+    return shape, min(MAX_PAIRS, max(1, TOKENS // (2 * shape.tokens)))
+
+
+def _choose(generator: Generator, shares: Sequence[float]) -> int:
+    return int(torch.multinomial(torch.tensor(shares), 1, generator=generator))
 
 
 def choose_lesson(samples: int) -> Lesson:
@@ -270,7 +279,7 @@ class Course:
     def step(self, lr_scale: float) -> None:
         """Train on some pairs."""
         self._attend_lesson()
-        pairs = self.pool.draw(*draw_shape(self.shapes, self.lesson.length_shares))
+        pairs = self.pool.draw(*draw_shape(self.shapes, self.lesson))
         loss, told = flow_loss(self.nano, self.reader, self.tokenizer, self.generator, pairs, self.lesson)
         (loss + READING * told).backward()
         self.losses.append((loss.item(), told.item()))
@@ -283,7 +292,8 @@ class Course:
     def _attend_lesson(self) -> None:
         lesson = choose_lesson(self.samples)
         if lesson.has_reference and not self.lesson.has_reference:
-            copy_base_to_experts(self.nano.transformer)
+            features = torch.load(self.runs / "latents.pt")["features"]
+            copy_base_to_experts(self.nano.transformer, features[:FEATURES])
             self.reader.reference.load_state_dict(self.reader.target.state_dict())
         if lesson.diet is not self.lesson.diet:
             self.pool = Pool(self.generator, self.pool.codec, lesson.diet)

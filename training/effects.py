@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 IDENTITY_COLOUR = torch.eye(3)
+OPEN_IRIS = 10.0
 GREY_WEIGHTS = torch.tensor([0.299, 0.587, 0.114])
 
 
@@ -54,7 +55,7 @@ def still(frames: int) -> Motion:
         brightness=torch.zeros(frames, 3),
         object_colour=eye,
         object_brightness=torch.zeros(frames, 3),
-        iris=one * 10,
+        iris=one * OPEN_IRIS,
     )
 
 
@@ -76,6 +77,16 @@ def combine(first: Motion, second: Motion) -> Motion:
         else:
             merged[field.name] = torch.maximum(one, other)
     return Motion(**merged)
+
+
+def is_rigid(motion: Motion) -> bool:
+    """Tell whether a motion changes only where things are and how large, which `scenes.trace_sources` can follow."""
+    unmoved = still(len(motion.angle))
+    other = {"shift", "scale", "angle", "sag", "pan", "zoom", "iris"}
+    same = (
+        torch.equal(getattr(motion, f.name), getattr(unmoved, f.name)) for f in fields(Motion) if f.name not in other
+    )
+    return all(same) and bool((motion.iris >= OPEN_IRIS).all())
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Truth:
 
     descriptions: (B, T, DESCRIPTION), as `effects.describe` gives it.
     covers: (B, T, rows, columns), as `scenes.trace_object` gives it.
-    sources: (B, T, 2 rows, 2 columns, 2), as `scenes.trace_sources` gives it.
+    sources: (B, T, rows, columns, 2), as `scenes.trace_sources` gives it.
     """
 
     descriptions: Tensor
@@ -44,23 +44,26 @@ class Truth:
         return Truth(self.descriptions[index], self.covers[index], self.sources[index])
 
     @property
-    def source_tokens(self) -> Tensor:
-        """Give the token of the first frame at each latent's source, (B, S, 4); -100 where there is none."""
-        rows, columns = self.covers.shape[2:]
-        size = torch.tensor([columns, rows])
-        across, down = ((self.sources * min(rows, columns) + size) / 2).floor().unbind(-1)
-        return _by_token((down * columns + across).nan_to_num(-100).long()[..., None]).squeeze(-1)
+    def source_tokens(self) -> tuple[Tensor, Tensor]:
+        """Give the four tokens of the first frame around each token's source, (B, S, 4), and their bilinear weights.
+
+        All four weights are zero where there is no source.
+        """
+        size = torch.tensor([self.covers.shape[3], self.covers.shape[2]])
+        place = ((self.sources * size.min() + size - 1) / 2).flatten(1, 3)
+        known = place.isfinite().all(dim=-1, keepdim=True)
+        place = place.nan_to_num(0)
+        corner = place.floor()
+        share = torch.stack([1 - (place - corner), place - corner], dim=-1)  # (B, S, x and y, before and after)
+        ends = torch.stack([corner, corner + 1], dim=-1).clamp(min=0).minimum(size[:, None] - 1).long()
+        tokens = ends[..., 1, :, None] * size[0] + ends[..., 0, None, :]
+        weights = share[..., 1, :, None] * share[..., 0, None, :]
+        return tokens.flatten(2), weights.flatten(2) * known
 
     @property
     def offsets(self) -> Tensor:
-        """Give the way from each token's middle to its latents' sources, (B, S, 4, 2), NaN where there is none."""
-        return _by_token(self.sources) - token_places(*self.covers.shape[1:])[:, None, :2]
-
-
-def _by_token(values: Tensor) -> Tensor:
-    """Bring (B, T, 2 rows, 2 columns, n) into the order of tokens, (B, S, 4, n)."""
-    tiles = values.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).transpose(3, 4)
-    return tiles.flatten(4, 5).flatten(1, 3)
+        """Give the way from each token to its source, (B, S, 2), NaN where there is none."""
+        return self.sources.flatten(1, 3) - token_places(*self.covers.shape[1:])[:, :2]
 
 
 def token_places(frames: int, rows: int, columns: int) -> Tensor:
@@ -78,7 +81,7 @@ class Reader(nn.Module):
         super().__init__()
         self.target, self.reference = (
             nn.ModuleDict(
-                {"place": nn.Linear(WIDTH, 3), "happening": nn.Linear(WIDTH, DESCRIPTION + 2 + 8)},
+                {"place": nn.Linear(WIDTH, 3), "happening": nn.Linear(WIDTH, DESCRIPTION + 2 + 2)},
             )
             for _ in range(2)
         )
@@ -86,7 +89,7 @@ class Reader(nn.Module):
             nn.init.zeros_(answer)
         self._tokens: dict[int, tuple[Tensor, Tensor]] = {}
         self._blocks = cast(list[VideoAsPromptBlock], list(transformer.blocks))
-        for index in {PLACED_AFTER, EXPERT_BLOCKS[-1], *(block - 1 for block in (*FETCHING, *TRACKING))}:
+        for index in {PLACED_AFTER, EXPERT_BLOCKS[-1], FETCHING - 1, TRACKING - 1}:
             self._blocks[index].register_forward_hook(partial(self._keep, index))
 
     def _keep(self, index: int, block: nn.Module, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
@@ -106,31 +109,31 @@ class Reader(nn.Module):
             loss = loss + _mistold(told, truth)
         return loss
 
+    def track(self, request: RequestStates) -> Tensor:
+        """Give where the tracking head looks on the newest tokens: logits (B, S, 2 S), the target's keys first."""
+        return look_from_reference(self._blocks[TRACKING], *self._tokens[TRACKING - 1], request, TRACKING)
+
     def _misfetched(self, request: RequestStates, truth: Truth) -> Tensor:
-        """Give the mean nats by which the fetching heads look elsewhere than at their latent's source."""
-        losses = []
-        for index, latents in FETCHING.items():
-            logits = look(self._blocks[index], self._tokens[index - 1][0], request)
-            losses.append(_mislooked(logits, truth.source_tokens[:, :, latents]))
-        return torch.stack(losses).mean()
+        """Give the mean nats by which the fetching head looks elsewhere than at its token's source."""
+        logits = look(self._blocks[FETCHING], self._tokens[FETCHING - 1][0], request)
+        return _mislooked(logits, *truth.source_tokens)
 
     def _mistracked(self, request: RequestStates, truth: Truth) -> Tensor:
-        """Give the same of the tracking heads."""
-        losses = []
-        for index, latents in TRACKING.items():
-            logits = look_from_reference(self._blocks[index], *self._tokens[index - 1], request, index)
-            sources = truth.source_tokens[:, :, latents]
-            losses.append(_mislooked(logits, torch.where(sources < 0, sources, sources + logits.shape[2])))
-        return torch.stack(losses).mean()
+        """Give the same of the tracking head."""
+        logits = self.track(request)
+        tokens, weights = truth.source_tokens
+        return _mislooked(logits, tokens + logits.shape[1], weights)
 
 
-def _mislooked(logits: Tensor, sources: Tensor) -> Tensor:
-    """Compare logits (B, heads, S, keys) with the keys to look at, (B, S, heads)."""
-    return F.cross_entropy(logits.permute(0, 3, 2, 1), sources)
+def _mislooked(logits: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
+    """Compare logits (B, S, keys) with the keys to look at, (B, S, 4), and how much at each: mean relative entropy."""
+    wanted = weights * weights.clamp(min=1e-6).log()
+    missed = wanted - weights * logits.log_softmax(dim=-1).gather(2, tokens)
+    return missed.sum() / weights.sum().clamp(min=1)
 
 
 def look(block: VideoAsPromptBlock, tokens: Tensor, request: RequestStates) -> Tensor:
-    """Give the logits (B, heads, S, S) of a block's self-attention, target alone, on tokens (B, S, d)."""
+    """Give the logits (B, S, S) of the first head of a block's self-attention, target alone, on tokens (B, S, d)."""
     query, key = _project(
         block.attn1, block.norm1(tokens), block.scale_shift_table + request.times.modulation, request.rotary
     )
@@ -140,7 +143,7 @@ def look(block: VideoAsPromptBlock, tokens: Tensor, request: RequestStates) -> T
 def look_from_reference(
     block: VideoAsPromptBlock, target: Tensor, reference: Tensor, request: RequestStates, index: int
 ) -> Tensor:
-    """Give the logits (B, heads, S, 2 S) of the joint attention of block `index`, from the reference at both."""
+    """Give the logits (B, S, 2 S) of the joint attention's first head in block `index`, from the reference at both."""
     conditions = request.references[index]
     assert conditions is not None
     _, target_key = _project(
@@ -156,15 +159,15 @@ def look_from_reference(
 
 
 def _project(attn: WanAttention, normed: Tensor, modulation: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor]:
-    """Give queries and keys (B, S, heads, head_dim)."""
+    """Give queries and keys of the first head, (B, S, head_dim)."""
     shift, scale, *_ = modulation.chunk(6, dim=1)
     modulated = torch.addcmul(shift, normed, 1 + scale)
     query, key = (project_tokens(part, attn, modulated, rotary) for part in ("query", "key"))
-    return query, key
+    return query[:, :, 0], key[:, :, 0]
 
 
 def _compare(query: Tensor, key: Tensor) -> Tensor:
-    return query.transpose(1, 2) @ key.permute(0, 2, 3, 1) / query.shape[-1] ** 0.5
+    return query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
 
 
 def _normed(tokens: Tensor) -> Tensor:
@@ -172,12 +175,12 @@ def _normed(tokens: Tensor) -> Tensor:
 
 
 def _mistold(told: Tensor, truth: Truth) -> Tensor:
-    """Judge what tokens (B, S, DESCRIPTION + 2 + 8) tell: what happens, where the object is and was, the offsets."""
-    happening, where, offsets = told.split([DESCRIPTION, 2, 8], dim=-1)
+    """Judge what tokens (B, S, DESCRIPTION + 2 + 2) tell: what happens, where the object is and was, the offsets."""
+    happening, where, offsets = told.split([DESCRIPTION, 2, 2], dim=-1)
     frames = truth.descriptions.shape[1]
     error = (happening.unflatten(1, (frames, -1)) - truth.descriptions[:, :, None]).square().mean(dim=(0, 1, 2))
     covers = torch.stack([truth.covers, truth.covers[:, :1].expand_as(truth.covers)], dim=-1)  # now, and at first
     missed = (where - covers.flatten(1, 3)).square().mean() / COVER_VARIANCE
     known = truth.offsets.isfinite()
-    strayed = (offsets.unflatten(-1, (4, 2))[known] - truth.offsets[known]).square().mean() / OFFSET_VARIANCE
+    strayed = (offsets - truth.offsets)[known].square().mean() / OFFSET_VARIANCE
     return (error * description_weights()).sum() + missed + strayed

@@ -16,7 +16,9 @@ from training.autoencoder import encode_clips
 from training.effects import Effect, Motion, Parameters, animate, combine, describe, draw_parameters, still
 from training.scenes import draw_scene, render, trace_object, trace_sources
 
-SHORT_SIDE, LONG_SIDE = 80, 144
+SHORT_SIDE, LONG_SIDE = 80, 144  # nano's own size
+# Motions are told in half short sides, so small clips teach the same, in a fifth of the time.
+SIZES = ((48, 80), (64, 112), (SHORT_SIDE, LONG_SIDE))
 # frames after the start image of a condition are grey; what it leaves in the latents has faded by this many frames
 CONDITION_FRAMES = 13
 POOL_SIZE = 75  # blocks of one shape
@@ -34,15 +36,20 @@ class Shape:
     height: int
     width: int
 
+    @property
+    def tokens(self) -> int:
+        """Count the latents, which are nano's tokens."""
+        return (self.frames + 3) // 4 * (self.height // 8) * (self.width // 8)
 
-def landscape(frames: int) -> Shape:
-    """Give the 16:9 shape."""
-    return Shape(frames, SHORT_SIDE, LONG_SIDE)
+
+def landscape(frames: int, size: tuple[int, int] = SIZES[-1]) -> Shape:
+    """Give the 16:9 shape of short and long side."""
+    return Shape(frames, *size)
 
 
-def portrait(frames: int) -> Shape:
-    """Give the 9:16 shape."""
-    return Shape(frames, LONG_SIDE, SHORT_SIDE)
+def portrait(frames: int, size: tuple[int, int] = SIZES[-1]) -> Shape:
+    """Give the 9:16 shape of short and long side."""
+    return Shape(frames, *size[::-1])
 
 
 @dataclass(frozen=True)

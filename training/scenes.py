@@ -323,13 +323,13 @@ def _to_world(motion: Motion, height: int, width: int) -> Tensor:
 
 
 def trace_object(scene: Scene, motion: Motion, height: int, width: int) -> Tensor:
-    """Give how much of each token the object covers, (T, height / 16, width / 16), at the latents' frames."""
-    rows, columns = height // 16, width // 16
+    """Give how much of each latent the object covers, (T, height / 8, width / 8), at the latents' frames."""
+    rows, columns = height // 8, width // 8
     if scene.sprite is None:
         return torch.zeros(len(motion.angle[::4]), rows, columns)
     seldom = Motion(**{name: values[::4] for name, values in vars(motion).items()})
-    _, cover = _sample_object(scene, scene.sprite, seldom, _to_world(seldom, 4 * rows, 4 * columns))
-    return F.avg_pool2d(cover, 4)[:, 0]
+    _, cover = _sample_object(scene, scene.sprite, seldom, _to_world(seldom, 2 * rows, 2 * columns))
+    return F.avg_pool2d(cover, 2)[:, 0]
 
 
 def trace_sources(scene: Scene, motion: Motion, height: int, width: int) -> Tensor:

@@ -4,13 +4,7 @@ import pytest
 import torch
 from torch import Generator
 
-from training.autoencoder import (
-    build_autoencoder,
-    decode_clips,
-    draw_crops,
-    encode_clips,
-    reconstruction_loss,
-)
+from training.autoencoder import autoencoder_loss, build_autoencoder, decode_clips, draw_crops, encode_clips
 from training.sittings import Optimizers, Worker
 
 
@@ -38,13 +32,32 @@ def test_training_steps_lower_the_loss() -> None:
     torch.manual_seed(0)
     vae = build_autoencoder()
     optimizers = Optimizers(vae, lr=4e-3, worker=Worker(0, 1))
-    clips = draw_crops(Generator().manual_seed(1), 2, 1, 32, 48)
+    clips, sources = draw_crops(Generator().manual_seed(1), 2, 1, 32, 48)
     losses = []
 
     for _ in range(10):
-        loss = reconstruction_loss(vae, clips)
+        loss = autoencoder_loss(vae, clips, sources)
         loss.backward()
         optimizers.step(lr_scale=1.0)
         losses.append(loss.item())
 
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_crops_know_where_their_latents_came_from() -> None:
+    """Within the crop, x before y: where something moves, the first frame there looks as the crop does later."""
+    clips, sources = draw_crops(Generator().manual_seed(6), 12, 17, 64, 64)
+    errors = {"source": 0.0, "place": 0.0}
+    small = torch.nn.functional.avg_pool2d(clips[:, :, ::4].transpose(1, 2).flatten(0, 1), 8)
+    small = small.unflatten(0, (12, 5)).transpose(1, 2)
+
+    for clip, places in zip(small, sources, strict=True):
+        known = places.isfinite().all(dim=-1)
+        for time in range(1, 5):
+            grid = places[time].nan_to_num(0)[None]
+            moved = torch.nn.functional.grid_sample(clip[None, :, 0], grid, align_corners=False)[0]
+            errors["source"] += (moved - clip[:, time])[:, known[time]].abs().sum().item()
+            errors["place"] += (clip[:, 0] - clip[:, time])[:, known[time]].abs().sum().item()
+
+    assert sources.isfinite().any()
+    assert errors["source"] < 0.5 * errors["place"]

@@ -5,12 +5,15 @@ import torch
 from torch import Generator
 
 from training.autoencoder import LATENT_CHANNELS, build_autoencoder
-from training.components import build_tokenizer, build_transformer
+from training.components import TRACKING, build_tokenizer, build_transformer
 from training.denoiser import (
+    LENGTHS,
     LESSONS,
+    TOKENS,
     Lesson,
     Nano,
     Stream,
+    draw_shape,
     encode_pictures,
     encode_texts,
     flow_loss,
@@ -19,7 +22,7 @@ from training.denoiser import (
 )
 from training.effects import EFFECTS, describe, description_weights, still
 from training.reader import Reader
-from training.samples import Codec, Shape, draw_block
+from training.samples import SIZES, Codec, Shape, draw_block
 from training.sittings import Optimizers, Worker
 
 
@@ -28,7 +31,7 @@ def build_codec() -> Codec:
     return Codec(build_autoencoder().requires_grad_(False), 0 * ones, ones)
 
 
-@pytest.mark.parametrize("lesson", LESSONS, ids=("captions", "plain", "photographs", "all effects", "everything"))
+@pytest.mark.parametrize("lesson", LESSONS, ids=("captions", "strong", "photographs", "all effects", "everything"))
 def test_training_steps_lower_the_loss(lesson: Lesson) -> None:
     """Steps on one pair bring both losses down, in every lesson."""
     torch.manual_seed(0)
@@ -71,12 +74,25 @@ def test_a_motion_is_described_by_what_it_changes() -> None:
 
 
 def test_experts_start_as_copies_of_the_base() -> None:
-    """Every reference twin holds the weights of its base module, but for where the first one looks."""
+    """Every reference twin behind the tracking head holds the weights of its base module."""
     weights = build_transformer().state_dict()
 
-    twins = [name for name in weights if "_mot_ref" in name and not name.startswith("blocks.0.attn1")]
+    twins = [name for name in weights if "_mot_ref" in name and name.startswith("blocks.")]
+    twins = [name for name in twins if int(name.split(".")[1]) > TRACKING]
     assert twins
     assert all(torch.equal(weights[name], weights[name.replace("_mot_ref", "")]) for name in twins)
+
+
+def test_a_step_has_as_many_clips_as_fit() -> None:
+    """Whatever their length and size, and never none."""
+    generator = Generator().manual_seed(1)
+
+    drawn = {draw_shape(generator, LESSONS[-1]) for _ in range(200)}
+
+    assert len({shape.frames for shape, _ in drawn}) == len(LENGTHS)
+    assert len({(shape.height, shape.width) for shape, _ in drawn}) == 2 * len(SIZES)
+    assert all(pairs == 1 or 2 * pairs * shape.tokens <= TOKENS for shape, pairs in drawn)
+    assert min(pairs for _, pairs in drawn) >= 1
 
 
 def test_texts_of_different_lengths_always_stand_for_512_rows() -> None:

@@ -38,6 +38,7 @@ FRAME_AXIS, ROW_AXIS, COLUMN_AXIS = 0, AXIS, 2 * AXIS
 NEIGHBOURS = ((0, 1), (1, 0), (-1, -1))
 FEATURES = 11  # numbers that tell latents apart
 GATHERED = slice(2 * LATENT_CHANNELS + 1, 2 * LATENT_CHANNELS + 1 + len(NEIGHBOURS) * FEATURES)  # where they stand
+SOURCE = slice(GATHERED.stop, GATHERED.stop + 2)  # where they keep the place at which the tracking head looks
 LIKENESS = 1.5  # of the norm's weight: the right one of 112 tokens gets 0.4 of the attention
 
 
@@ -140,14 +141,18 @@ def _look_at_given_frame(attention: WanAttention, slowest: int, peak: float = PE
     attention.to_k.weight.data[slowest, 2 * LATENT_CHANNELS] = peak / MASK
 
 
-def copy_base_to_experts(model: VideoAsPromptTransformer3DModel, features: Tensor | None = None) -> None:
+def copy_base_to_experts(
+    model: VideoAsPromptTransformer3DModel, features: Tensor | None = None, place: Tensor | None = None
+) -> None:
     """Give every reference twin (`*_mot_ref`) the weights of the base module beside it.
 
     Then some heads of the first ones get a task. One looks at the reference's first frame and subtracts it from the
     condition, which is grey in later frames: so a token has what it shows beside what was at its place at first. Three
-    gather what tells neighbours, and one looks where in the first frame something was alike, neighbours included.
+    gather what tells neighbours, and one looks where in the first frame something was alike, neighbours included, and
+    takes that place over.
 
-    features: (FEATURES, LATENT_CHANNELS), what tells latents apart, as `autoencoder.measure_latents` finds it.
+    features: (FEATURES, LATENT_CHANNELS), what tells latents apart, as `autoencoder.measure_latents` finds it. place:
+    (2, WIDTH), by which normed tokens tell their place, as the base has learnt it.
     """
     weights = model.state_dict()
     for name, weight in weights.items():
@@ -156,16 +161,18 @@ def copy_base_to_experts(model: VideoAsPromptTransformer3DModel, features: Tenso
     features = torch.eye(LATENT_CHANNELS)[:FEATURES] if features is None else features
     blocks = cast(list[VideoAsPromptBlock], list(model.blocks))
     writers = [model.patch_embedding_mot_ref]
-    for block in blocks[:TRACKING]:
+    for block in blocks[: TRACKING + 1]:
         writers += [block.attn1_mot_ref.to_out[0], block.attn2_mot_ref.to_out[0], block.ffn_mot_ref.net[2]]
     for weight in (weight for writer in writers for weight in writer.parameters()):
-        weight.data[GATHERED] = 0
+        weight.data[GATHERED.start : SOURCE.stop] = 0
     _look_at_place(blocks[0].attn1_mot_ref, head=0, part=1)
     _copy_seen(blocks[0].attn1_mot_ref, 0, -torch.eye(LATENT_CHANNELS), source=LATENT_CHANNELS, goal=LATENT_CHANNELS)
     for index, (head, step) in enumerate(zip((1, 0, 0), NEIGHBOURS, strict=True)):
         _look_at_place(blocks[index].attn1_mot_ref, head, part=1, step=step)
         _copy_seen(blocks[index].attn1_mot_ref, head, features, source=0, goal=GATHERED.start + index * FEATURES)
     _look_for_likeness(blocks[TRACKING].attn1_mot_ref, features)
+    if place is not None:
+        _copy_seen(blocks[TRACKING].attn1_mot_ref, 0, place, source=0, goal=SOURCE.start)
 
 
 def _look_for_likeness(attention: WanAttention, features: Tensor) -> None:

@@ -76,8 +76,8 @@ class Lesson:
 
 LESSONS = (
     Lesson(9_000, PLAIN, (0.1, 0.8, 0.05, 0.05), (1.0, 0.0, 0.0, 0.0), (1.0, 0.0, 0.0), 16.0, has_reference=False),
-    Lesson(18_000, STRONG, (0.65, 0.2, 0.1, 0.05), (1.0, 0.0, 0.0, 0.0), (0.8, 0.1, 0.1), 16.0),
-    Lesson(40_000, PHOTOGRAPHIC, (0.65, 0.15, 0.1, 0.1), (0.9, 0.05, 0.05, 0.0), (0.6, 0.2, 0.2), 10.0),
+    Lesson(25_000, STRONG, (0.65, 0.2, 0.1, 0.05), (1.0, 0.0, 0.0, 0.0), (0.8, 0.1, 0.1), 16.0),
+    Lesson(42_000, PHOTOGRAPHIC, (0.65, 0.15, 0.1, 0.1), (0.9, 0.05, 0.05, 0.0), (0.6, 0.2, 0.2), 10.0),
     Lesson(70_000, ALL_EFFECTS, (0.65, 0.15, 0.1, 0.1), (0.8, 0.05, 0.05, 0.1), (0.4, 0.2, 0.4), 8.0),
     Lesson(10**9, EVERYTHING, (0.55, 0.12, 0.18, 0.15), (0.75, 0.06, 0.05, 0.14), (0.3, 0.2, 0.5), 6.0),
 )
@@ -293,7 +293,7 @@ class Course:
         lesson = choose_lesson(self.samples)
         if lesson.has_reference and not self.lesson.has_reference:
             features = torch.load(self.runs / "latents.pt")["features"]
-            copy_base_to_experts(self.nano.transformer, features[:FEATURES])
+            copy_base_to_experts(self.nano.transformer, features[:FEATURES], self.reader.learnt_place)
             self.reader.reference.load_state_dict(self.reader.target.state_dict())
         if lesson.diet is not self.lesson.diet:
             self.pool = Pool(self.generator, self.pool.codec, lesson.diet)

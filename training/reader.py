@@ -95,6 +95,11 @@ class Reader(nn.Module):
     def _keep(self, index: int, block: nn.Module, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
         self._tokens[index] = outputs
 
+    @property
+    def learnt_place(self) -> Tensor:
+        """Give by what the target's normed tokens tell where they are, (2, WIDTH)."""
+        return cast(nn.Linear, self.target["place"]).weight.detach()[:2]
+
     def loss(self, request: RequestStates, target: Truth, reference: Truth, has_reference: bool) -> Tensor:
         """Judge what the newest tokens tell; a mere mean costs about one for each of the four things asked."""
         streams = [(self.target, target), (self.reference, reference)]

@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -77,7 +79,7 @@ def timesteps(steps: int) -> Tensor:
 
 
 def build_studio(
-    weights: dict[str, Tensor], inputs: dict[str, Tensor], dtype: torch.dtype, split: bool = False
+    folder: Path, inputs: dict[str, Tensor], dtype: torch.dtype, split: bool = False
 ) -> Callable[[int], Predict]:
     """Give the project's own network. split: with one guidance branch after the other."""
     from pipeline.conditioning import Conditions, Texts, TextStates
@@ -87,8 +89,9 @@ def build_studio(
 
     with torch.device("meta"):
         model = VideoAsPromptTransformer3DModel(**CONFIG)
-    model.load_state_dict(weights, assign=True)
-    cast(model, dtype, VideoAsPromptTransformer3DModel._keep_in_fp32_modules)
+    kept = VideoAsPromptTransformer3DModel._keep_in_fp32_modules
+    model.load_state_dict(load_weights(folder, dtype, kept), assign=True)
+    model.eval().requires_grad_(False)
 
     def texts(branch: str) -> Texts:
         return Texts(
@@ -117,17 +120,16 @@ def build_studio(
     return begin
 
 
-def build_reference(
-    weights: dict[str, Tensor], inputs: dict[str, Tensor], dtype: torch.dtype
-) -> Callable[[int], Predict]:
+def build_reference(folder: Path, inputs: dict[str, Tensor], dtype: torch.dtype) -> Callable[[int], Predict]:
     """Give the reference implementation's network, out of its own diffusers."""
     module = importlib.import_module("diffusers.models.transformers.transformer_wan_mot")
     with torch.device("meta"):
         model = module.WanTransformer3DMOTModel(**CONFIG)
-    model.load_state_dict(weights, assign=True)
+    kept = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
+    model.load_state_dict(load_weights(folder, dtype, kept), assign=True)
     # its rotary table is no buffer, so it was made on the meta device as well
     model.rope = type(model.rope)(128, model.config.patch_size, model.config.rope_max_seq_len)
-    cast(model, dtype, ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"))
+    model.eval().requires_grad_(False)
     given = {name: tensor.to(dtype) for name, tensor in inputs.items()}
 
     def begin(steps: int) -> Predict:
@@ -157,23 +159,25 @@ def build_reference(
     return begin
 
 
-def build_diffsynth(
-    weights: dict[str, Tensor], inputs: dict[str, Tensor], dtype: torch.dtype
-) -> Callable[[int], Predict]:
+def build_diffsynth(folder: Path, inputs: dict[str, Tensor], dtype: torch.dtype) -> Callable[[int], Predict]:
     """Give DiffSynth-Studio's network."""
     pipeline = import_with_stand_ins("diffsynth.pipelines.wan_video")
     converters = "diffsynth.utils.state_dict_converters.wan_video_"
+    weights = load_weights(folder, dtype)
     base = {name: weight for name, weight in weights.items() if "_mot_ref" not in name}
     sizes = {"dim": HEADS * 128, "num_heads": HEADS, "ffn_dim": FFN_DIM, "freq_dim": FREQ_DIM, "text_dim": TEXT_DIM}
     convert = importlib.import_module(converters + "dit").WanVideoDiTFromDiffusers
-    dit = pipeline.WanModel(
-        in_dim=36, out_dim=16, eps=1e-6, patch_size=(1, 2, 2), num_layers=LAYERS, has_image_input=True, **sizes
-    )
-    dit.load_state_dict(convert(base))
-    expert = pipeline.MotWanModel(mot_layers=tuple(EXPERTS), **sizes)
+    with init_empty_weights(include_buffers=False):  # it computes its rotary tables here
+        dit = pipeline.WanModel(
+            in_dim=36, out_dim=16, eps=1e-6, patch_size=(1, 2, 2), num_layers=LAYERS, has_image_input=True, **sizes
+        )
+        expert = pipeline.MotWanModel(mot_layers=tuple(EXPERTS), **sizes)
+    dit.load_state_dict(convert(base), assign=True)
     convert = importlib.import_module(converters + "mot").WanVideoMotStateDictConverter
-    expert.load_state_dict(convert({name: weight for name, weight in weights.items() if "_mot_ref" in name}))
-    dit, expert = dit.to(dtype).eval(), expert.to(dtype).eval()
+    expert_weights = {name: weight for name, weight in weights.items() if "_mot_ref" in name}
+    expert.load_state_dict(convert(expert_weights), assign=True)
+    for model in (dit, expert):
+        model.eval().requires_grad_(False)
     given = {name: tensor.to(dtype) for name, tensor in inputs.items()}
 
     def begin(steps: int) -> Predict:
@@ -219,14 +223,6 @@ def import_with_stand_ins(name: str) -> Any:
             sys.modules[missing] = MagicMock(__path__=[], __spec__=ModuleSpec(missing, None))
 
 
-def cast(model: torch.nn.Module, dtype: torch.dtype, kept: Any) -> None:
-    """Convert weights in place; those with one of the kept names in their path stay float32."""
-    for name, weight in model.named_parameters():
-        if not set(name.split(".")) & set(kept):
-            weight.data = weight.data.to(dtype)
-    model.eval().requires_grad_(False)
-
-
 @torch.no_grad()
 def run(begin: Callable[[int], Predict], noise: Tensor, steps: int) -> Tensor:
     """Run the whole loop: preparation, and guided Euler steps."""
@@ -246,9 +242,18 @@ def resident_mb(peak: bool) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(wanted))
 
 
-def load_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the weights into memory; left mapped, their pages would count as the loop's when it first reads them."""
-    return {name: weight.clone() for name, weight in load_file(folder / "weights.safetensors").items()}
+def load_weights(folder: Path, dtype: torch.dtype, kept: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Read the weights into memory in their final types; those with one of the kept names in their path are float32.
+
+    Left mapped, their pages would count as the loop's when it first reads them; converted later, they would leave the
+    heap full of holes, of which the loop would take one after the other.
+    """
+    weights = {}
+    with safe_open(folder / "weights.safetensors", "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no dictionary
+            own = torch.float32 if set(name.split(".")) & set(kept) else dtype
+            weights[name] = file.get_tensor(name).to(own, copy=True)
+    return weights
 
 
 def return_freed_memory() -> None:
@@ -277,7 +282,7 @@ def main() -> None:
     }
     inputs = load_file(Path(folder) / "inputs.safetensors")
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not mix with the answers
-    begin = builders[name](load_weights(Path(folder)), inputs, getattr(torch, dtype_name))
+    begin = builders[name](Path(folder), inputs, getattr(torch, dtype_name))
     return_freed_memory()
     loaded = resident_mb(peak=False)
     run(begin, inputs["noise"], 1)

@@ -13,7 +13,7 @@ from diffusers import FirstBlockCacheConfig
 from torch import Tensor
 
 from pipeline.conditioning import Conditions, TextStates
-from pipeline.elementwise import keep_freed_memory, return_freed_memory
+from pipeline.heap import give_back_freed_memory, keep_freed_memory
 from pipeline.transformer import RequestStates, VideoAsPromptTransformer3DModel
 
 # What diffusers' multistep flow schedulers carry from step to step; Euler has the first alone.
@@ -165,7 +165,7 @@ def prepare_request(
 
     The positive guidance branch is the first.
     """
-    keep_freed_memory()
+    give_back_freed_memory()
     dtype = transformer.dtype
     branches = [texts for texts in (conditions.positive, conditions.negative) if texts is not None]
     text, counts = _spread_texts([texts.target for texts in branches], latents, dtype)
@@ -180,7 +180,7 @@ def prepare_request(
         text_row_counts=counts,
         reference_text_row_counts=reference_counts,
     )
-    return_freed_memory()
+    keep_freed_memory()
     return request
 
 

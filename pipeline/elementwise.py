@@ -5,17 +5,13 @@ in pieces that stay in the cache; graphics cards and training keep torch's own f
 rounding.
 """
 
-import ctypes
 import math
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 PIECE = 2**17  # numbers: with a scratch of the same size they fit in a core's cache
-# above 32 MB glibc keeps its limits as they are
-LARGEST_KEPT_BYTES = 31 * 2**20
 GELU_SLOPE, GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715
 
 
@@ -75,22 +71,6 @@ def feed_forward(ffn: Any, states: Tensor) -> Tensor:
         return ffn(states)
     expand, _, contract = ffn.net
     return contract(activate(expand.proj(states)))
-
-
-def keep_freed_memory() -> None:
-    """Let the process keep what a step frees for the next one, instead of having the system clear it page by page.
-
-    glibc asks the system for each large block, and returns what is freed at the heap's end; by a block of up to 32 MB
-    that it sees freed it raises both limits. Without, a step with tensors of some MB takes a
-    twenty-fifth longer.
-    """
-    torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8, device="cpu")
-
-
-def return_freed_memory() -> None:
-    """Give the system back all that is free, such as what encoding took, before the loop keeps what it frees."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc has it
-        trim(0)
 
 
 def _is_memory_bound(states: Tensor) -> bool:

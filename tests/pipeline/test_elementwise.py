@@ -1,10 +1,7 @@
 """The quicker ways without gradients give what torch's own functions give, which run where gradients are wanted."""
 
-import platform
-import resource
 from collections.abc import Callable
 
-import psutil
 import pytest
 import torch
 from diffusers.models.attention import FeedForward
@@ -16,10 +13,8 @@ from pipeline.elementwise import (
     add,
     add_gated,
     feed_forward,
-    keep_freed_memory,
     normalise,
     normalise_and_rotate,
-    return_freed_memory,
     rotate,
 )
 
@@ -112,31 +107,3 @@ def test_a_rotation_turns_pairs() -> None:
     turned = rotate(torch.tensor([1.0, 2.0]).view(1, 1, 1, 2), table)
 
     torch.testing.assert_close(turned.flatten(), torch.tensor([-2.0, 1.0]))
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's limits are what it moves")
-def test_freed_memory_is_used_again() -> None:
-    """A tensor of some MB made again and again takes new pages from the system only at first."""
-    keep_freed_memory()
-    for _ in range(8):  # until the heap has found its shape
-        torch.ones(2 * 2**20)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-    for _ in range(8):
-        torch.ones(2 * 2**20)
-
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    assert faults * resource.getpagesize() < 2 * 8 * 2**20  # of eight times 8 MB
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no other library is asked for it")
-def test_what_is_kept_can_be_returned() -> None:
-    """Freed memory goes back to the system when asked for, also below what is still in use."""
-    keep_freed_memory()
-    tensors = [torch.ones(2**20) for _ in range(16)]  # 4 MB each
-    del tensors[:-1]
-    kept = psutil.Process().memory_info().rss
-
-    return_freed_memory()
-
-    assert kept - psutil.Process().memory_info().rss > 40 * 2**20

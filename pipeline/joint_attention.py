@@ -3,8 +3,7 @@
 Shapes as in `pipeline.transformer`.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -114,8 +113,8 @@ class JointAttnProcessor:
         """Attend from (B, S, d) to (B, S, d); with a reference that asks too, give the pair (target, reference)."""
 
         def project(part: str) -> Tensor:
-            target = partial(project_tokens, part, attn, hidden_states, rotary_emb)
-            return target() if reference is None else _join(target, partial(reference.project, part))
+            target = project_tokens(part, attn, hidden_states, rotary_emb)
+            return target if reference is None else _join(target, reference.project(part))
 
         # One softmax over both streams: each sees the other. They ask one after the other, which takes less memory.
         queries = [project_tokens("query", attn, hidden_states, rotary_emb)]
@@ -173,17 +172,8 @@ def _for_rows(states: Tensor, like: Tensor) -> Tensor:
     return states.expand(len(like), *states.shape[1:])
 
 
-def _join(make_target: Callable[[], Tensor], make_reference: Callable[[], Tensor]) -> Tensor:
-    """Make two parts of (R, S, ...) and (1 or R, S, ...) and put them after each other."""
-    target = make_target()
-    if torch.is_grad_enabled():
-        return torch.cat([target, _for_rows(make_reference(), target)], dim=1)
-    joined = target.new_empty(len(target), 2 * target.shape[1], *target.shape[2:])
-    first, second = joined.chunk(2, dim=1)
-    first.copy_(target)
-    del target  # before the other one is made: three tensors at once instead of four
-    second.copy_(make_reference())
-    return joined
+def _join(target: Tensor, reference: Tensor) -> Tensor:
+    return torch.cat([target, _for_rows(reference, target)], dim=1)
 
 
 def _project_out(attn: WanAttention, attended: Tensor) -> Tensor:

@@ -6,10 +6,13 @@ rounding.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pipeline.matrix_products import project
 
 PIECE = 2**17  # numbers: with a scratch of the same size they fit in a core's cache
 GELU_SLOPE, GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715
@@ -26,21 +29,35 @@ def rotate(states: Tensor, rotary: Tensor) -> Tensor:
     return torch.view_as_real(turned).flatten(-2).type_as(states)
 
 
+def in_float32(function: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+    """Give function(states), (B, S, d), of a function of each token, computed in float32, in the states' type."""
+    if not _is_memory_bound(states) or states.dtype == torch.float32:
+        return function(states.float()).type_as(states)
+    return _write(lambda piece: function(piece.float()), torch.empty_like(states), states)
+
+
 def normalise(norm: nn.RMSNorm, states: Tensor) -> Tensor:
     """Give norm(states), (B, S, d). May write over the states."""
     if not _is_memory_bound(states):
         return norm(states)
-    inverse = _inverse_rms(norm, states)
-    return states.float().mul_(inverse).mul_(norm.weight).type_as(states)
+
+    def scale(piece: Tensor) -> Tensor:
+        return piece.float().mul_(_inverse_rms(norm, piece)).mul_(norm.weight)
+
+    return _write(scale, states, states)
 
 
 def normalise_and_rotate(norm: nn.RMSNorm, states: Tensor, heads: int, rotary: Tensor) -> Tensor:
     """Give norm(states), (B, S, d), as rotated heads (B, S, heads, head_dim). May write over the states."""
     if not _is_memory_bound(states):
         return rotate(norm(states).unflatten(2, (heads, -1)), rotary)
-    # a token's norm is one factor for all its pairs, so the rotation takes it along
-    inverse = _inverse_rms(norm, states).unsqueeze(-1)
-    return rotate(states.float().mul_(norm.weight).unflatten(2, (heads, -1)), rotary * inverse).type_as(states)
+
+    def turn(piece: Tensor, turns: Tensor) -> Tensor:
+        # a token's norm is one factor for all its pairs, so the rotation takes it along
+        turns = turns * _inverse_rms(norm, piece).unsqueeze(-1)
+        return rotate(piece.float().mul_(norm.weight).unflatten(2, (heads, -1)), turns).flatten(2)
+
+    return _write(turn, states, states, rotary).unflatten(2, (heads, -1))
 
 
 def add(states: Tensor, update: Tensor) -> Tensor:
@@ -50,9 +67,11 @@ def add(states: Tensor, update: Tensor) -> Tensor:
 
 def add_gated(states: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     """Give states + update * gate, computed in the gate's type, float32. May write over the update."""
-    if _is_memory_bound(update) and update.dtype == gate.dtype and update.shape == states.shape:
+    if not _is_memory_bound(update) or update.shape != states.shape:
+        return torch.addcmul(states, update, gate).type_as(states)
+    if update.dtype == gate.dtype:
         return torch.addcmul(states, update, gate, out=update)
-    return torch.addcmul(states, update, gate).type_as(states)
+    return _write(lambda tokens, change: torch.addcmul(tokens, change, gate), update, states, update)
 
 
 def activate(states: Tensor) -> Tensor:
@@ -70,7 +89,17 @@ def feed_forward(ffn: Any, states: Tensor) -> Tensor:
     if not _is_memory_bound(states):
         return ffn(states)
     expand, _, contract = ffn.net
-    return contract(activate(expand.proj(states)))
+    return project(contract, activate(project(expand.proj, states)))
+
+
+def _write(function: Callable[..., Tensor], out: Tensor, *states: Tensor) -> Tensor:
+    """Write function(*states), of tokens by themselves, over `out`, (B, S, d); piece by piece, unless in place."""
+    tokens = out.shape[1] if out.dtype == torch.float32 else max(1, PIECE // (out.shape[0] * out.shape[2]))
+    for piece, *given in zip(*(each.split(tokens, dim=1) for each in (out, *states)), strict=True):
+        result = function(*given)
+        if result.data_ptr() != piece.data_ptr():
+            piece.copy_(result)
+    return out
 
 
 def _is_memory_bound(states: Tensor) -> bool:

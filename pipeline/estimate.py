@@ -264,17 +264,18 @@ def forward_work(shape: ModelShape, tokens: int) -> Work:
     )
 
 
-def step_flop(shape: ModelShape, load: Workload) -> float:
-    """Give the work of one step as our transformer does it, both branches together.
+def step_flop(shape: ModelShape, load: Workload, *, split: bool = False) -> float:
+    """Give the work of one step as our transformer does it. split: guidance branches run one after the other.
 
     Saved against `forward_work`: keys and values of the context; the dead ends of the last expert; until the first
-    cross-attention, in block 0, the branches are one row; the reference's part in the first joint attention.
+    cross-attention, in block 0, the branches are one row, if not split; the reference's part in the first joint
+    attention.
     """
     tokens, d = shape.tokens(load), shape.dim
     projection, total = 2 * tokens * d * d, 0.0
     for block in range(shape.layers):
         has_expert, last = block in shape.experts, block == max(shape.experts, default=-1)
-        rows = 1 if block == 0 else load.branches
+        rows = 1 if block == 0 and not split else load.branches
         after = _token_linears(shape, tokens) - 4 * projection + _attention(d, tokens, shape.context_rows)
         total += rows * 4 * projection + load.branches * after
         if not has_expert:

@@ -30,6 +30,7 @@ LINK_BYTES_PER_S = 25e9  # pinned memory to card, PCIe 4.0 x16
 UNPINNED_BYTES_PER_S = 10e9  # layer by layer without a stream of its own
 PREFETCH_COST = 1.04  # published for layer-wise prefetch on an H100
 NF4_COST = 1.15  # of unpacking 4 bits in every layer: an assumption until this machine has measured it
+SPLIT_COST = 1.025  # the most that half the memory may cost in work: 1.01 to 1.024 for the 14B, 1.03 and more for nano
 
 CARD_OVERHEAD = 1.2e9  # CUDA's context, its libraries' workspaces
 FRAGMENTATION = 1.05  # of activations
@@ -123,13 +124,17 @@ class Plan:
 def predict(
     machine: Machine, profile: Profile, shape: ModelShape, load: Workload, correction: Correction = NO_CORRECTION
 ) -> Estimate:
-    """Predict a run. What would not fit otherwise has its frames decoded in tiles; then guidance branches are split."""
+    """Predict a run. What would not fit otherwise has its frames decoded in tiles; then guidance branches are split.
+
+    On a processor, to which weights are always near, branches are also split where that costs hardly any work.
+    """
 
     def memory(tiled: bool, split: bool) -> tuple[float, float]:
         return _corrected(_memory(machine, profile, shape, load, tiled=tiled, split=split), machine, correction)
 
-    tiled = _exceeds(machine, memory(tiled=False, split=False))
-    split = load.guided and tiled and _exceeds(machine, memory(tiled=True, split=False))
+    split = load.guided and machine.device == "cpu" and _split_cost(shape, load) < SPLIT_COST
+    tiled = _exceeds(machine, memory(tiled=False, split=split))
+    split = split or (load.guided and tiled and _exceeds(machine, memory(tiled=True, split=False)))
     card, ram = memory(tiled, split)
 
     speed = machine.tflops * 1e12 * EFFICIENCY
@@ -141,6 +146,10 @@ def predict(
     unguided_steps = load.num_inference_steps - load.guided_steps
     seconds = step_s * load.guided_steps + unguided_step_s * unguided_steps + rest_s
     return Estimate(seconds, step_s, round(card), round(ram), _disk_bytes(shape, load), tiled, split, correction)
+
+
+def _split_cost(shape: ModelShape, load: Workload) -> float:
+    return step_flop(shape, load, split=True) / step_flop(shape, load)
 
 
 def _step_s(profile: Profile, shape: ModelShape, compute_s: float, passes: int) -> float:

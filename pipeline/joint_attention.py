@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 
 from pipeline.elementwise import add, normalise, normalise_and_rotate
+from pipeline.matrix_products import attend, project
 
 
 class ProjectedTokens(NamedTuple):
@@ -74,9 +75,9 @@ def fold_padding(text_states: Tensor, total_rows: int) -> tuple[Tensor, Tensor]:
 def project_tokens(part: str, attn: WanAttention, states: Tensor, rotary: Tensor) -> Tensor:
     """Give the "query", "key" or "value" of tokens (B, S, d) in a self-attention, (B, S, heads, head_dim)."""
     if part == "value":
-        return attn.to_v(states).unflatten(2, (attn.heads, -1))
+        return project(attn.to_v, states).unflatten(2, (attn.heads, -1))
     projection, norm = (attn.to_q, attn.norm_q) if part == "query" else (attn.to_k, attn.norm_k)
-    return normalise_and_rotate(norm, projection(states), attn.heads, rotary)
+    return normalise_and_rotate(norm, project(projection, states), attn.heads, rotary)
 
 
 def project_contexts(
@@ -127,9 +128,7 @@ class JointAttnProcessor:
         return attended, _project_out(reference.attn, self._attend(queries.pop(), key, value))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return dispatch_attention_fn(
-            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
-        )
+        return attend(query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config)
 
 
 class ContextAttnProcessor:
@@ -147,7 +146,7 @@ class ContextAttnProcessor:
         rotary_emb: None = None,
     ) -> Tensor:
         """Attend from (R, S, d) to the contexts of all guidance branches, giving (R, S, d)."""
-        query = normalise(attn.norm_q, attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        query = normalise(attn.norm_q, project(attn.to_q, hidden_states)).unflatten(2, (attn.heads, -1))
         branches = query.chunk(len(encoder_hidden_states))
         attended = [self._attend(*branch) for branch in zip(branches, encoder_hidden_states, strict=True)]
         return _project_out(attn, attended[0] if len(attended) == 1 else torch.cat(attended))
@@ -155,10 +154,8 @@ class ContextAttnProcessor:
     def _attend(self, query: Tensor, context: ContextStates) -> Tensor:
         # Few other backends take an additive bias, and this attention is 2 % of the work.
         text_backend = self._attention_backend if context.text_bias is None else AttentionBackendName.NATIVE
-        text = dispatch_attention_fn(
-            query, context.text_key, context.text_value, attn_mask=_like(context.text_bias, query), backend=text_backend
-        )
-        image = dispatch_attention_fn(
+        text = attend(query, context.text_key, context.text_value, context.text_bias, text_backend)
+        image = attend(
             query,
             _for_rows(context.image_key, query),
             _for_rows(context.image_value, query),
@@ -177,8 +174,4 @@ def _join(target: Tensor, reference: Tensor) -> Tensor:
 
 
 def _project_out(attn: WanAttention, attended: Tensor) -> Tensor:
-    return attn.to_out[1](attn.to_out[0](attended.flatten(2, 3)))
-
-
-def _like(bias: Tensor | None, states: Tensor) -> Tensor | None:
-    return None if bias is None else bias.type_as(states)
+    return attn.to_out[1](project(attn.to_out[0], attended.flatten(2, 3)))

@@ -32,7 +32,7 @@ from diffusers.utils import apply_lora_scale
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from pipeline.elementwise import add, add_gated, feed_forward
+from pipeline.elementwise import add, add_gated, feed_forward, in_float32
 from pipeline.joint_attention import (
     ContextAttnProcessor,
     ContextStates,
@@ -251,8 +251,8 @@ def _modulate(norm: nn.LayerNorm, states: Tensor, shift: Tensor, scale: Tensor) 
     if len(scale) > 1:  # rows at timesteps of their own, as in training
         return torch.addcmul(shift, norm(states.float()), 1 + scale).type_as(states)
     # the norm has no weights of its own, so the modulation takes their place: one pass over the states
-    modulation = ((1 + scale).flatten(), shift.flatten())
-    return F.layer_norm(states.float(), norm.normalized_shape, *modulation, norm.eps).type_as(states)
+    weight, bias = (1 + scale).flatten(), shift.flatten()
+    return in_float32(lambda tokens: F.layer_norm(tokens, norm.normalized_shape, weight, bias, norm.eps), states)
 
 
 def _attend_contexts(
@@ -261,7 +261,7 @@ def _attend_contexts(
     rows = sum(len(context.text_key) for context in contexts)
     if len(states) != rows:  # from here on the guidance branches differ
         states = states.repeat(rows // len(states), 1, 1)
-    return add(states, attn(norm(states.float()).type_as(states), contexts))
+    return add(states, attn(in_float32(norm, states), contexts))
 
 
 def _feed_forward(norm: nn.LayerNorm, ffn: nn.Module, states: Tensor, modulation: Sequence[Tensor]) -> Tensor:

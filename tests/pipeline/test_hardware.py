@@ -53,6 +53,17 @@ def test_what_would_not_fit_otherwise_is_made_in_smaller_parts(gib: int, tiled: 
     assert (estimate.tiled, estimate.split) == (tiled, split)
 
 
+@pytest.mark.parametrize(("layers", "guided", "split"), [(40, True, True), (40, False, False), (4, True, False)])
+def test_a_processor_takes_half_the_memory_where_that_costs_nothing(layers: int, guided: bool, split: bool) -> None:
+    """Of the 14B's 40 blocks branches share half of one, of a small model's more; without guidance there is one."""
+    shape = replace(RELEASED, layers=layers, experts=tuple(range(0, layers, 4)))
+    load = replace(USUAL, guided=guided)
+
+    estimate = predict(processor(ram_gib=256), BY_NAME["bf16"], shape, load)
+
+    assert (estimate.tiled, estimate.split) == (False, split)
+
+
 def test_unguided_steps_count_as_the_one_branch_they_are() -> None:
     """Half of the steps guided is half way between all and none; memory is that of the guided ones."""
     whole, half, none = (

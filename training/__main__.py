@@ -35,7 +35,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--processes", type=int, default=2, help="that train together, of one thread each")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="checkpoints and logs")
     parser.add_argument("--model", type=Path, default=ROOT / "assets" / "nano", help="what to write or to evaluate")
-    parser.add_argument("--mean-with", type=Path, nargs="+", default=[], help="earlier checkpoints, for the export")
     parser.add_argument("--rounds", type=int, default=2, help="of the evaluation, each with every effect once")
     parser.add_argument("--frames", type=int, default=17, help="of the evaluation's clips")
     parser.add_argument("--guidance", type=float, default=1.0, help="of the evaluation")
@@ -58,7 +57,7 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
     elif stage == "latents":
         autoencoder.measure_latents(runs)
     elif stage == "export":
-        export_nano(runs, arguments.model, arguments.mean_with)
+        export_nano(runs, arguments.model)
     else:
         start_workers(train_denoiser, arguments.processes, runs, minutes)
 

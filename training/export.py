@@ -2,12 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
-from torch import Tensor
 from transformers import T5TokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -34,13 +32,9 @@ MODEL_INDEX = {
 }
 
 
-def export_nano(runs: Path, folder: Path, earlier: Sequence[Path] = ()) -> None:
-    """Write the newest model to a folder, replacing what the folder held of it; the model card stays.
-
-    earlier: checkpoints of the same course, with which the mean is taken: it keeps what each had learnt.
-    """
+def export_nano(runs: Path, folder: Path) -> None:
+    """Write the newest model to a folder, replacing what the folder held of it; the model card stays."""
     nano, _ = load_nano(runs, averaged=True)
-    nano.load_state_dict(average_weights([nano.state_dict(), *(torch.load(path)["average"] for path in earlier)]))
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     write_checkpoint(part, nano, load_autoencoder(runs), build_tokenizer())
@@ -51,14 +45,6 @@ def export_nano(runs: Path, folder: Path, earlier: Sequence[Path] = ()) -> None:
             shutil.rmtree(old)
         new.replace(old)
     part.rmdir()
-
-
-def average_weights(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Give the mean of each weight; what is counted, not learnt, is the first model's."""
-    return {
-        name: torch.stack([model[name] for model in models]).mean(dim=0) if weight.is_floating_point() else weight
-        for name, weight in models[0].items()
-    }
 
 
 def load_autoencoder(runs: Path) -> AutoencoderKLWan:

@@ -10,7 +10,7 @@ from pipeline import VideoAsPromptPipeline
 from training.autoencoder import build_autoencoder
 from training.components import build_tokenizer
 from training.denoiser import Nano
-from training.export import average_weights, write_checkpoint
+from training.export import write_checkpoint
 
 
 def test_an_exported_model_loads_strictly_and_runs(tmp_path: Path) -> None:
@@ -37,15 +37,3 @@ def test_an_exported_model_loads_strictly_and_runs(tmp_path: Path) -> None:
     assert tuple(pipe.config.render_size) == (80, 144)
     config = json.loads((tmp_path / "transformer" / "config.json").read_text())
     assert config["_class_name"] == "WanTransformer3DMOTModel"
-
-
-def test_the_mean_of_several_checkpoints() -> None:
-    """Weights are averaged; counters are the newest's."""
-    newest, earlier = (
-        {"weight": torch.full((2,), weight), "steps": torch.tensor(steps)} for weight, steps in ((3.0, 9), (1.0, 4))
-    )
-
-    mean = average_weights([newest, earlier])
-
-    assert mean["weight"].tolist() == [2.0, 2.0]
-    assert mean["steps"].item() == 9

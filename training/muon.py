@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.matrix_products import is_quick_in_bfloat16
+
 NEWTON_SCHULZ = (
     3.4445,
     -4.7750,
@@ -59,9 +61,11 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     rows, columns = matrix.shape
     state = matrix if rows <= columns else matrix.T
     state = state / (state.norm() + 1e-7)
+    if is_quick_in_bfloat16():  # as at the source
+        state = state.bfloat16()
     linear, cubic, quintic = NEWTON_SCHULZ
     for _ in range(ROUNDS):
         square = state @ state.T
         state = linear * state + (cubic * square + quintic * square @ square) @ state
     state = state if rows <= columns else state.T
-    return state * max(1.0, rows / columns) ** 0.5
+    return state.float() * max(1.0, rows / columns) ** 0.5

@@ -15,7 +15,7 @@ ROUNDING = 2**-8  # of bfloat16, to the nearest
 
 @pytest.fixture(autouse=True)
 def _slow_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(matrix_products, "_is_quick_in_bfloat16", lambda: False)
+    monkeypatch.setattr(matrix_products, "is_quick_in_bfloat16", lambda: False)
     with torch.no_grad():
         yield
 
@@ -51,6 +51,33 @@ def test_attention(has_bias: bool) -> None:
     queries, keys, values = (states.double().transpose(1, 2) for states in (query, key, value[:, :70]))
     logits = queries @ keys.mT / DIM**0.5 + (bias.double() if has_bias else 0)
     assert_rounded_once(attended, (logits.softmax(-1) @ values).transpose(1, 2))
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_attention_that_learns(has_bias: bool) -> None:
+    """With gradients, weights are rounded too; results and gradients are the exact ones up to some roundings."""
+    torch.set_grad_enabled(True)
+    states = [draw(ROWS, count, HEADS, DIM, seed=count).requires_grad_() for count in (100, 70, 71)]
+    exact = [part.detach().double().requires_grad_() for part in states]
+    bias = torch.tensor([[0.0] * 69 + [6.0], [-torch.inf] + [1.0] * 69])[:, None, None] if has_bias else None
+
+    attended = attend(states[0], states[1], states[2][:, :70], bias)
+    attended.float().square().sum().backward()
+    queries, keys, values = (part.transpose(1, 2) for part in (exact[0], exact[1], exact[2][:, :70]))
+    logits = queries @ keys.mT / DIM**0.5 + (0 if bias is None else bias.double())
+    wanted = (logits.softmax(-1) @ values).transpose(1, 2)
+    wanted.square().sum().backward()
+
+    assert attended.dtype == torch.bfloat16
+    assert_near(attended, wanted)
+    for part, whole in zip(states, exact, strict=True):
+        assert part.grad is not None
+        assert whole.grad is not None
+        assert_near(part.grad, whole.grad)
+
+
+def assert_near(found: Tensor, exact: Tensor) -> None:
+    assert (found.double() - exact).norm() < 4 * ROUNDING * exact.norm()
 
 
 class Doubling(nn.Linear):
@@ -91,7 +118,7 @@ def test_what_is_quicker_is_measured(monkeypatch: pytest.MonkeyPatch, bfloat16_s
     times = {torch.bfloat16: iter([9.0, *[bfloat16_s] * 20]), torch.float32: iter([0.2, *[9.0] * 20])}
     monkeypatch.setattr(matrix_products, "_time_product", lambda dtype: next(times[dtype]))
 
-    assert matrix_products._is_quick_in_bfloat16.__wrapped__() == quick
+    assert matrix_products.is_quick_in_bfloat16.__wrapped__() == quick
 
 
 def test_a_trial_takes_time() -> None:

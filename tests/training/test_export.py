@@ -3,14 +3,15 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
 from pipeline import VideoAsPromptPipeline
 from training.autoencoder import build_autoencoder
 from training.components import build_tokenizer
-from training.denoiser import Nano
-from training.export import write_checkpoint
+from training.denoiser import Nano, load_codec, load_nano, load_tokenizer
+from training.export import TRAINING, export_nano, resume_nano, write_checkpoint
 
 
 def test_an_exported_model_loads_strictly_and_runs(tmp_path: Path) -> None:
@@ -37,3 +38,29 @@ def test_an_exported_model_loads_strictly_and_runs(tmp_path: Path) -> None:
     assert tuple(pipe.config.render_size) == (80, 144)
     config = json.loads((tmp_path / "transformer" / "config.json").read_text())
     assert config["_class_name"] == "WanTransformer3DMOTModel"
+
+
+def test_training_goes_on_from_an_exported_model(tmp_path: Path) -> None:
+    """What is exported, taken up and exported again is the same model, with its samples counted."""
+    torch.manual_seed(0)
+    vae = build_autoencoder()
+    z = vae.config.z_dim
+    vae.register_to_config(latents_mean=[0.5] * z, latents_std=[2.0] * z)
+    first, runs, second = (tmp_path / name for name in ("first", "runs", "second"))
+    write_checkpoint(first, Nano(), vae, build_tokenizer())
+    (first / TRAINING).write_text('{"samples": 77}')
+
+    resume_nano(first, runs)
+    export_nano(runs, second)
+
+    weights = [path.relative_to(first) for path in first.rglob("*.safetensors")]
+    assert len(weights) == 4
+    assert all((first / path).read_bytes() == (second / path).read_bytes() for path in weights)
+    assert json.loads((second / TRAINING).read_text()) == {"samples": 77}
+    _, saved = load_nano(runs)
+    assert saved is not None
+    assert saved["samples"] == 77
+    assert load_codec(runs).std.flatten().tolist() == [2.0] * z
+    assert load_tokenizer(runs)("a red star").input_ids == build_tokenizer()("a red star").input_ids
+    with pytest.raises(FileExistsError, match="go on from it"):
+        resume_nano(first, runs)

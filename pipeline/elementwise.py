@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.matrix_products import project
-
 PIECE = 2**17  # numbers: with a scratch of the same size they fit in a core's cache
 GELU_SLOPE, GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715
 
@@ -89,7 +87,7 @@ def feed_forward(ffn: Any, states: Tensor) -> Tensor:
     if not _is_memory_bound(states):
         return ffn(states)
     expand, _, contract = ffn.net
-    return project(contract, activate(project(expand.proj, states)))
+    return contract(activate(expand.proj(states)))
 
 
 def _write(function: Callable[..., Tensor], out: Tensor, *states: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 
 from pipeline.elementwise import add, normalise, normalise_and_rotate
-from pipeline.matrix_products import attend, project
+from pipeline.matrix_products import attend
 
 
 class ProjectedTokens(NamedTuple):
@@ -75,9 +75,9 @@ def fold_padding(text_states: Tensor, total_rows: int) -> tuple[Tensor, Tensor]:
 def project_tokens(part: str, attn: WanAttention, states: Tensor, rotary: Tensor) -> Tensor:
     """Give the "query", "key" or "value" of tokens (B, S, d) in a self-attention, (B, S, heads, head_dim)."""
     if part == "value":
-        return project(attn.to_v, states).unflatten(2, (attn.heads, -1))
+        return attn.to_v(states).unflatten(2, (attn.heads, -1))
     projection, norm = (attn.to_q, attn.norm_q) if part == "query" else (attn.to_k, attn.norm_k)
-    return normalise_and_rotate(norm, project(projection, states), attn.heads, rotary)
+    return normalise_and_rotate(norm, projection(states), attn.heads, rotary)
 
 
 def project_contexts(
@@ -146,7 +146,7 @@ class ContextAttnProcessor:
         rotary_emb: None = None,
     ) -> Tensor:
         """Attend from (R, S, d) to the contexts of all guidance branches, giving (R, S, d)."""
-        query = normalise(attn.norm_q, project(attn.to_q, hidden_states)).unflatten(2, (attn.heads, -1))
+        query = normalise(attn.norm_q, attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         branches = query.chunk(len(encoder_hidden_states))
         attended = [self._attend(*branch) for branch in zip(branches, encoder_hidden_states, strict=True)]
         return _project_out(attn, attended[0] if len(attended) == 1 else torch.cat(attended))
@@ -174,4 +174,4 @@ def _join(target: Tensor, reference: Tensor) -> Tensor:
 
 
 def _project_out(attn: WanAttention, attended: Tensor) -> Tensor:
-    return attn.to_out[1](project(attn.to_out[0], attended.flatten(2, 3)))
+    return attn.to_out[1](attn.to_out[0](attended.flatten(2, 3)))

@@ -1,12 +1,14 @@
 """The transformer's matrix products: linear layers and attention.
 
-Many processors have no units for bfloat16, or slow ones: there two bfloat16 matrices take twice as long to multiply as
-two in float32. On such a processor operands in bfloat16 are brought to float32 piece by piece, multiplied, and the
-product is rounded back: the same sums of the same numbers, with a scratch of a few MB. Everything else goes to the
-layers themselves and to diffusers' choice of attention.
+What is quick depends on the processor, and is measured once. Many have no units for bfloat16, or slow ones: there two
+bfloat16 matrices take twice as long to multiply as two in float32, so operands in bfloat16 are brought to float32 piece
+by piece, multiplied, and the product is rounded back: the same sums of the same numbers, with a scratch of a few MB. In
+float32, oneDNN is twice as quick on some (AMD's) as MKL, which torch's linear layers and attention go by. Everything
+else, and everything with gradients, goes to the layers themselves and to diffusers' choice of attention.
 """
 
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -16,20 +18,40 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from torch import Tensor, nn
 
 PIECE = 512  # rows: many enough for the full speed of a product
+MAX_LOGITS = 2**19  # at once, 2 MB
+MIN_ROWS = 64  # whose logits are computed at once, however many keys there are
 TRIALS, TRIAL_SIZE = 7, 512
+GAIN = 1.2  # of oneDNN's speed over MKL's, from which on it is worth the detour
 
 
-def project(layer: nn.Module, states: Tensor) -> Tensor:
-    """Give layer(states), (B, S, out), of a linear layer and states (B, S, in)."""
-    # Only of a plain layer are the weights all there is: not with a LoRA, in 4 bits, or kept in 8.
-    if type(layer) is not nn.Linear or layer.weight.dtype != states.dtype or not multiplies_in_float32(states):
-        return layer(states)
-    weight, bias = layer.weight.float(), None if layer.bias is None else layer.bias.float()
-    projected = states.new_empty(*states.shape[:-1], layer.out_features)
-    rows = zip(states.flatten(0, -2).split(PIECE), projected.flatten(0, -2).split(PIECE), strict=True)
-    for given, wanted in rows:
-        wanted.copy_(F.linear(given.float(), weight, bias))
-    return projected
+class Linear(nn.Linear):
+    """A linear layer whose product is computed in the way that is quick, whatever hooks or adapters it wears."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Give (..., out) of states (..., in)."""
+        # in 8 or 4 bits, weights are a type of their own, which multiplies by itself
+        is_plain = type(self.weight) is nn.Parameter and self.weight.dtype == states.dtype
+        if not is_plain or not _is_ours(states):
+            return super().forward(states)
+        if states.dtype == torch.float32:
+            return _multiply_by_onednn(states, self.weight, self.bias) if is_onednn_quick() else super().forward(states)
+        return super().forward(states) if is_quick_in_bfloat16() else self._multiply_in_float32(states)
+
+    def _multiply_in_float32(self, states: Tensor) -> Tensor:
+        multiply = _multiply_by_onednn if is_onednn_quick() else F.linear
+        weight, bias = self.weight.float(), None if self.bias is None else self.bias.float()
+        projected = states.new_empty(*states.shape[:-1], self.out_features)
+        rows = zip(states.flatten(0, -2).split(PIECE), projected.flatten(0, -2).split(PIECE), strict=True)
+        for given, wanted in rows:
+            wanted.copy_(multiply(given.float(), weight, bias))
+        return projected
+
+
+def multiply_quickly(model: nn.Module) -> None:
+    """Let all linear layers of a model multiply as `Linear` does; their weights stay."""
+    for layer in model.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = Linear
 
 
 def attend(
@@ -46,24 +68,55 @@ def attend(
     backend, parallel_config: as of `dispatch_attention_fn`; None is what diffusers is set to.
     """
     is_native = backend in (None, AttentionBackendName.NATIVE) and parallel_config is None
-    if is_native and _learns_in_bfloat16(value):
+    if is_native and torch.is_grad_enabled() and value.device.type == "cpu" and value.dtype == torch.bfloat16:
         return _attend_at_once(query, key, value, bias)
-    if not is_native or not multiplies_in_float32(query):
+    attend_head = _choose_attention(value) if is_native else None
+    if attend_head is None:
         mask = None if bias is None else bias.type_as(query)
         return dispatch_attention_fn(
             query, key, value, attn_mask=mask, backend=backend, parallel_config=parallel_config
         )
     attended = torch.empty_like(query)
     for row in range(len(query)):
-        mask = None if bias is None else bias[row : row + 1].float()
+        mask = None if bias is None else bias[row, 0].float()
         for head in range(query.shape[2]):
-            asking, asked, given = (states[row, :, head].float()[None, None] for states in (query, key, value))
-            attended[row, :, head] = F.scaled_dot_product_attention(asking, asked, given, attn_mask=mask)[0, 0]
+            asking, asked, given = (states[row, :, head].float().contiguous() for states in (query, key, value))
+            attend_head(asking, asked, given, mask, attended[row, :, head])
     return attended
 
 
-def _learns_in_bfloat16(states: Tensor) -> bool:
-    return states.device.type == "cpu" and states.dtype == torch.bfloat16 and torch.is_grad_enabled()
+def _is_ours(states: Tensor) -> bool:
+    kinds = (torch.float32, torch.bfloat16)
+    return states.device.type == "cpu" and states.dtype in kinds and not torch.is_grad_enabled()
+
+
+HeadAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], None]
+
+
+def _choose_attention(states: Tensor) -> HeadAttention | None:
+    """Give what attends in one head, or None if that is torch's own for all heads.
+
+    Takes queries (S, head_dim), keys and values (n, head_dim), float32, and a bias (1, n); writes to (S, head_dim).
+    """
+    if not _is_ours(states):
+        return None
+    if is_onednn_quick():
+        return _attend_by_onednn
+    return None if states.dtype == torch.float32 or is_quick_in_bfloat16() else _attend_in_float32
+
+
+def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, attended: Tensor) -> None:
+    states = (query[None, None], key[None, None], value[None, None])
+    attended.copy_(F.scaled_dot_product_attention(*states, attn_mask=bias)[0, 0])
+
+
+def _attend_by_onednn(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, attended: Tensor) -> None:
+    query = query * query.shape[-1] ** -0.5
+    rows = min(PIECE // 2, max(MIN_ROWS, MAX_LOGITS // len(key)))
+    for asking, wanted in zip(query.split(rows), attended.split(rows), strict=True):
+        logits = _multiply_by_onednn(asking, key, None if bias is None else bias[0])
+        torch.softmax(logits, dim=-1, out=logits)
+        wanted.copy_(_multiply_by_onednn(logits, value.T, None))
 
 
 def _attend_at_once(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -74,29 +127,43 @@ def _attend_at_once(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | No
     return (weights @ value).transpose(1, 2)
 
 
-def multiplies_in_float32(states: Tensor) -> bool:
-    """Whether products of these states are computed in float32: in bfloat16 where that is slower, without gradients."""
-    on_processor = states.device.type == "cpu" and states.dtype == torch.bfloat16
-    return on_processor and not torch.is_grad_enabled() and not is_quick_in_bfloat16()
+def _multiply_by_onednn(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Give the product of states (..., in) with a weight (out, in), as `F.linear` does."""
+    return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
 
 
 @cache
 def is_quick_in_bfloat16() -> bool:
     """Whether this processor multiplies matrices in bfloat16 quicker than in float32. Measured once, in 0.1 s."""
+    usual, other = torch.ones(TRIAL_SIZE, TRIAL_SIZE), torch.ones(TRIAL_SIZE, TRIAL_SIZE, dtype=torch.bfloat16)
+    multiply = _multiply_by_onednn if is_onednn_quick() else F.linear
+    return _measure_gain(lambda: multiply(usual, usual, None), lambda: F.linear(other, other)) > 1
+
+
+@cache
+def is_onednn_quick() -> bool:
+    """Whether oneDNN multiplies matrices in float32 much quicker here than torch does. Measured once, in 0.1 s."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    matrix = torch.ones(TRIAL_SIZE, TRIAL_SIZE)
+    return _measure_gain(lambda: F.linear(matrix, matrix), lambda: _multiply_by_onednn(matrix, matrix, None)) > GAIN
+
+
+def _measure_gain(usual: Callable[[], Tensor], other: Callable[[], Tensor]) -> float:
+    """Give how much quicker the other one is."""
     # On one core, in turn, by the time this thread computes, the best of several: others' work must not decide this.
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        trials = [(_time_product(torch.bfloat16), _time_product(torch.float32)) for _ in range(TRIALS)]
+        trials = [(_time(usual), _time(other)) for _ in range(TRIALS)]
     finally:
         torch.set_num_threads(cores)
-    quick, usual = (min(times) for times in zip(*trials, strict=True))
-    return quick < usual
+    usual_s, other_s = (min(times) for times in zip(*trials, strict=True))
+    return usual_s / other_s
 
 
-def _time_product(dtype: torch.dtype) -> float:
-    """Give the seconds that this thread computes on a product of two matrices."""
-    matrix = torch.ones(TRIAL_SIZE, TRIAL_SIZE, dtype=dtype)
+def _time(multiply: Callable[[], Tensor]) -> float:
+    """Give the seconds that this thread computes on a product."""
     began = time.thread_time()
-    _ = matrix @ matrix
+    multiply()
     return time.thread_time() - began

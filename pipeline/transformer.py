@@ -41,6 +41,7 @@ from pipeline.joint_attention import (
     ReferenceAttention,
     project_contexts,
 )
+from pipeline.matrix_products import multiply_quickly
 
 REFERENCE_TIMESTEP = 1  # the reference is never noised; training gave it the schedule's last timestep
 ROTARY_THETA = 10_000.0
@@ -382,6 +383,7 @@ class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
             )
             for index in range(num_layers)
         )
+        multiply_quickly(self)
 
     @apply_forward_hook  # model offload brings the weights to the device before `forward`; this comes earlier
     @apply_lora_scale("attention_kwargs")

@@ -1,4 +1,4 @@
-"""Products of bfloat16 in float32 are the exact ones, rounded once; all else goes to the layers and backends."""
+"""Products are the exact ones, rounded once, by whichever way is quick; all else goes to the layers and backends."""
 
 from collections.abc import Iterator
 
@@ -7,50 +7,71 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import matrix_products
-from pipeline.matrix_products import PIECE, attend, multiplies_in_float32, project
+from pipeline.matrix_products import PIECE, Linear, attend, is_onednn_quick, is_quick_in_bfloat16, multiply_quickly
 
 ROWS, TOKENS, HEADS, DIM = 2, PIECE + 100, 3, 64
 ROUNDING = 2**-8  # of bfloat16, to the nearest
+WAYS = {"torch": False, "onednn": True}
 
 
-@pytest.fixture(autouse=True)
-def _slow_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(autouse=True, params=WAYS.values(), ids=WAYS)
+def onednn(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[bool]:
+    """On a processor that is slow in bfloat16, with oneDNN no quicker than torch or quicker."""
+    if request.param and not torch.backends.mkldnn.is_available():
+        pytest.skip("This build of torch has no oneDNN.")
     monkeypatch.setattr(matrix_products, "is_quick_in_bfloat16", lambda: False)
+    monkeypatch.setattr(matrix_products, "is_onednn_quick", lambda: request.param)
     with torch.no_grad():
-        yield
+        yield request.param
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def assert_rounded_once(found: Tensor, exact: Tensor) -> None:
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.double(), exact, rtol=ROUNDING, atol=1e-5)
+    rounding = {torch.bfloat16: ROUNDING, torch.float32: 1e-5}[found.dtype]
+    torch.testing.assert_close(found.double(), exact, rtol=rounding, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_linear_layer(bias: bool) -> None:
+def test_a_linear_layer(bias: bool, dtype: torch.dtype) -> None:
     """Of tokens in several pieces, the last of them shorter."""
-    states, layer = draw(ROWS, TOKENS, HEADS * DIM), nn.Linear(HEADS * DIM, 50, bias).bfloat16()
+    states, layer = draw(ROWS, TOKENS, HEADS * DIM, dtype=dtype), Linear(HEADS * DIM, 50, bias, dtype=dtype)
 
-    projected = project(layer, states)
+    projected = layer(states)
 
     exact = states.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
+    assert projected.dtype == dtype
     assert_rounded_once(projected, exact)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_attention(has_bias: bool) -> None:
+def test_attention(has_bias: bool, dtype: torch.dtype) -> None:
     """Each row with its own bias, which hides some of its keys and counts others many times."""
-    query, key, value = (draw(ROWS, count, HEADS, DIM, seed=count) for count in (100, 70, 71))
+    query, key, value = (draw(ROWS, count, HEADS, DIM, seed=count, dtype=dtype) for count in (600, 70, 71))
+    before = query.clone()
     key, bias = key[:, :70], torch.tensor([[0.0] * 69 + [6.0], [-torch.inf] + [1.0] * 69])[:, None, None]
 
     attended = attend(query, key, value[:, :70], bias if has_bias else None)
 
     queries, keys, values = (states.double().transpose(1, 2) for states in (query, key, value[:, :70]))
     logits = queries @ keys.mT / DIM**0.5 + (bias.double() if has_bias else 0)
+    assert attended.dtype == dtype
     assert_rounded_once(attended, (logits.softmax(-1) @ values).transpose(1, 2))
+    assert torch.equal(query, before)
+
+
+def test_attention_to_many_keys_goes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few logits at once, the last piece shorter: the same."""
+    query, key, value = (draw(1, 150, 1, DIM, seed=seed, dtype=torch.float32) for seed in range(3))
+    usual = attend(query, key, value)
+
+    monkeypatch.setattr(matrix_products, "MAX_LOGITS", 150)
+
+    torch.testing.assert_close(attend(query, key, value), usual)
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
@@ -80,49 +101,85 @@ def assert_near(found: Tensor, exact: Tensor) -> None:
     assert (found.double() - exact).norm() < 4 * ROUNDING * exact.norm()
 
 
-class Doubling(nn.Linear):
-    """Gives more than its weights say, as a layer with a LoRA does."""
+def test_layers_of_a_model_keep_their_weights() -> None:
+    """And what is no plain linear layer stays what it is."""
+    model = nn.Sequential(nn.Linear(DIM, 50), nn.LayerNorm(50), nn.Bilinear(2, 2, 2))
+    weight = model[0].weight
 
-    def forward(self, states: Tensor) -> Tensor:
-        """Give twice the product."""
-        return 2 * super().forward(states)
+    multiply_quickly(model)
 
-
-def test_layers_that_are_more_than_their_weights_are_asked_themselves() -> None:
-    """Such as one that wears a LoRA."""
-    states, layer = draw(ROWS, TOKENS, DIM), Doubling(DIM, 50).bfloat16()
-
-    assert torch.equal(project(layer, states), layer(states))
+    assert [type(layer) for layer in model] == [Linear, nn.LayerNorm, nn.Bilinear]
+    assert model[0].weight is weight
 
 
-@pytest.mark.parametrize(
-    ("states", "expected"),
-    [
-        (torch.zeros(1, dtype=torch.bfloat16), True),
-        (torch.zeros(1), False),
-        (torch.zeros(1, dtype=torch.bfloat16, device="meta"), False),
-    ],
-    ids=["bfloat16", "float32", "elsewhere"],
-)
-def test_only_bfloat16_on_a_processor_is_multiplied_in_float32(states: Tensor, expected: bool) -> None:
-    """And not where gradients are wanted."""
-    assert multiplies_in_float32(states) == expected
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_hooks_change_no_bit(dtype: torch.dtype) -> None:
+    """Weights that wait elsewhere are brought by hooks, and the product is computed alike."""
+    states, layer = draw(ROWS, TOKENS, DIM, dtype=dtype), Linear(DIM, 50, dtype=dtype)
+    plain = layer(states)
+    calls = []
+
+    layer.register_forward_hook(lambda layer, inputs, output: calls.append(output))
+
+    assert torch.equal(layer(states), plain)
+    assert len(calls) == 1
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
+def test_onednn_does_not_mind_where_the_weight_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file's weights lie anywhere; MKL, which torch asks, gives other roundings then on some processors."""
+    monkeypatch.setattr(matrix_products, "is_onednn_quick", lambda: True)
+    states, layer = draw(1, 1, DIM, dtype=torch.float32), Linear(DIM, 50)
+    weight, product = layer.weight.detach().clone(), layer(states)
+    room = torch.empty(weight.numel() + 16)
+
+    for offset in range(16):
+        layer.weight = nn.Parameter(room[offset : offset + weight.numel()].view_as(weight).copy_(weight))
+        assert torch.equal(layer(states), product)
+
+
+def test_weights_in_another_format_are_left_to_torch() -> None:
+    """It says what is wrong."""
+    with pytest.raises(RuntimeError, match="dtype"):
+        Linear(DIM, 50)(draw(1, 2, DIM))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_with_gradients_torch_multiplies(dtype: torch.dtype) -> None:
+    """For oneDNN's product gives none."""
+    layer = Linear(DIM, 50, dtype=dtype)
     with torch.enable_grad():
-        assert not multiplies_in_float32(states)
+        layer(draw(1, 2, DIM, dtype=dtype)).sum().backward()
+
+    assert layer.weight.grad is not None
 
 
-@pytest.mark.parametrize(("bfloat16_s", "quick"), [(0.1, True), (0.4, False)])
-def test_what_is_quicker_is_measured(monkeypatch: pytest.MonkeyPatch, bfloat16_s: float, quick: bool) -> None:
+def test_where_bfloat16_is_quick_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit."""
+    monkeypatch.setattr(matrix_products, "is_quick_in_bfloat16", lambda: True)
+    states, layer = draw(ROWS, TOKENS, DIM), Linear(DIM, 50, dtype=torch.bfloat16)
+
+    assert torch.equal(layer(states), torch.nn.functional.linear(states, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize(("other_s", "gain"), [(0.1, 2.0), (0.4, 0.5)])
+def test_what_is_quicker_is_measured(monkeypatch: pytest.MonkeyPatch, other_s: float, gain: float) -> None:
     """The best times count: a processor that is busy with something else now and then decides alike."""
-    monkeypatch.undo()
-    times = {torch.bfloat16: iter([9.0, *[bfloat16_s] * 20]), torch.float32: iter([0.2, *[9.0] * 20])}
-    monkeypatch.setattr(matrix_products, "_time_product", lambda dtype: next(times[dtype]))
+    times = {"usual": iter([0.2, *[9.0] * 20]), "other": iter([9.0, *[other_s] * 20])}
+    monkeypatch.setattr(matrix_products, "_time", lambda name: next(times[name]))
 
-    assert matrix_products.is_quick_in_bfloat16.__wrapped__() == quick
+    assert matrix_products._measure_gain("usual", "other") == pytest.approx(gain)  # type: ignore[arg-type]  # names only
+
+
+@pytest.mark.parametrize("gain", [0.9, 1.1, 2.0])
+def test_decisions_follow_the_measured_gain(monkeypatch: pytest.MonkeyPatch, gain: float) -> None:
+    """To be worth the detour, oneDNN must be much quicker."""
+    monkeypatch.setattr(matrix_products, "_measure_gain", lambda usual, other: gain)
+
+    assert is_quick_in_bfloat16.__wrapped__() == (gain > 1)
+    assert is_onednn_quick.__wrapped__() == (gain > 1.2 and torch.backends.mkldnn.is_available())
 
 
 def test_a_trial_takes_time() -> None:
-    """Some, in either format."""
-    times = [matrix_products._time_product(dtype) for dtype in (torch.bfloat16, torch.float32)]
-
-    assert all(0 < seconds < 10 for seconds in times)
+    """Some."""
+    assert 0 < matrix_products._time(lambda: torch.ones(300, 300) @ torch.ones(300, 300)) < 10

@@ -100,18 +100,20 @@ def _known_tflops(name: str) -> float | None:
 
 
 def measure_tflops(torch: Any, device: Device) -> float:
-    """Time a product of two matrices, the best of three, in the format the device computes in: TFLOP/s."""
+    """Time the transformer's kind of product, the best of three, in the format the device computes in: TFLOP/s."""
+    from pipeline.matrix_products import Linear
+
     size, dtype = (1024, torch.float32) if device == "cpu" else (4096, torch.bfloat16)
-    matrix = torch.ones(size, size, device=device, dtype=dtype)
-    best = min(_time_product(torch, matrix, device) for _ in range(3))
+    layer = Linear(size, size, bias=False, device=device, dtype=dtype)
+    states = torch.ones(size, size, device=device, dtype=dtype)
+    with torch.no_grad():
+        best = min(_time_product(layer, states) for _ in range(3))
     return 2 * size**3 / best / 1e12
 
 
-def _time_product(torch: Any, matrix: Any, device: Device) -> float:
+def _time_product(layer: Any, states: Any) -> float:
     started = time.perf_counter()
-    product = matrix @ matrix
-    if device != "cpu":
-        product[0, 0].item()  # waits until it is there
+    layer(states)[0, 0].item()  # waits until it is there
     return max(time.perf_counter() - started, 1e-9)
 
 

@@ -18,7 +18,8 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from torch import Tensor, nn
 
 PIECE = 512  # rows: many enough for the full speed of a product
-MAX_LOGITS = 2**19  # at once, 2 MB
+MAX_LOGITS = 2**20  # at once, for each thread: 4 MB
+MAX_LEARNT_LOGITS = 2**24  # which are kept for their gradients, for each attention
 KEYS = 256  # whose values are summed up at once: sums of more are rounded worse than torch's own
 MIN_ROWS = 64  # whose logits are computed at once, however many keys there are
 TRIALS, TRIAL_SIZE = 7, 512
@@ -69,7 +70,7 @@ def attend(
     backend, parallel_config: as of `dispatch_attention_fn`; None is what diffusers is set to.
     """
     is_native = backend in (None, AttentionBackendName.NATIVE) and parallel_config is None
-    if is_native and torch.is_grad_enabled() and value.device.type == "cpu" and value.dtype == torch.bfloat16:
+    if is_native and _learns_in_bfloat16(value) and query.shape[1] * key.shape[:3].numel() <= MAX_LEARNT_LOGITS:
         return _attend_at_once(query, key, value, bias)
     attend_head = _choose_attention(value) if is_native else None
     if attend_head is None:
@@ -101,7 +102,7 @@ def _choose_attention(states: Tensor) -> HeadAttention | None:
     """
     if not _is_ours(states):
         return None
-    if is_onednn_quick():
+    if is_onednn_quick() and states.shape[1] >= KEYS:  # pieces of fewer keys are not worth their number
         return _attend_by_onednn
     return None if states.dtype == torch.float32 or is_quick_in_bfloat16() else _attend_in_float32
 
@@ -113,12 +114,16 @@ def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor, bias: Tensor |
 
 def _attend_by_onednn(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, attended: Tensor) -> None:
     query = query * query.shape[-1] ** -0.5
-    rows = min(PIECE // 2, max(MIN_ROWS, MAX_LOGITS // len(key)))
+    rows = min(PIECE, max(MIN_ROWS, MAX_LOGITS // len(key))) * torch.get_num_threads()
     for asking, wanted in zip(query.split(rows), attended.split(rows), strict=True):
         logits = _multiply_by_onednn(asking, key, None if bias is None else bias[0])
         weights = torch.softmax(logits, dim=-1, out=logits)
         sums = zip(weights.split(KEYS, dim=1), value.split(KEYS), strict=True)
         wanted.copy_(reduce(Tensor.add_, (_multiply_by_onednn(some, given.T, None) for some, given in sums)))
+
+
+def _learns_in_bfloat16(states: Tensor) -> bool:
+    return states.device.type == "cpu" and states.dtype == torch.bfloat16 and torch.is_grad_enabled()
 
 
 def _attend_at_once(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:

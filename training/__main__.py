@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("stage", nargs="?", choices=(*MINUTES, "latents", "resume", "export", "evaluate"))
     parser.add_argument("--minutes", type=float, help="of the stage; the default is what nano was given")
+    parser.add_argument("--pace", type=float, default=1.0, help="the denoiser's first learning rate; 0.1 to end with")
     parser.add_argument("--processes", type=int, default=2, help="that train together, of one thread each")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="checkpoints and logs")
     parser.add_argument(
@@ -64,7 +65,7 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
         export_nano(runs, arguments.model)
     else:
         load_tokenizer(runs)  # made before there are two who would make it
-        start_workers(train_denoiser, arguments.processes, runs, minutes)
+        start_workers(train_denoiser, arguments.processes, runs, minutes, arguments.pace)
 
 
 if __name__ == "__main__":

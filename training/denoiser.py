@@ -322,11 +322,11 @@ class Course:
         )
 
 
-def train_denoiser(worker: Worker, runs: Path, minutes: float) -> None:
+def train_denoiser(worker: Worker, runs: Path, minutes: float, pace: float = 1.0) -> None:
     """Train for some minutes, going on from runs/denoiser.pt if there is one."""
     course = Course(worker, runs)
     reported = time.monotonic()
-    for lr_scale in sitting(minutes):
+    for lr_scale in sitting(minutes, pace):
         course.step(lr_scale)
         if worker.leads and time.monotonic() - reported > REPORT_S:
             course.report()

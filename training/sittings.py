@@ -101,13 +101,13 @@ class Optimizers:
             part.load_state_dict(state)
 
 
-def sitting(minutes: float) -> Iterator[float]:
-    """Give the factor of the learning rate, step after step, until the minutes are over."""
+def sitting(minutes: float, pace: float = 1.0) -> Iterator[float]:
+    """Give the factor of the learning rate, step after step until the minutes are over: from `pace` down to nothing."""
     begin, length_s = time.monotonic(), minutes * 60
     # all workers stop at the same step: the lead's clock counts
     while (elapsed_s := _shared_clock(begin)) < length_s:
         warm = min(1.0, (elapsed_s + 1) / WARMUP_S)
-        yield warm * (1 - elapsed_s / length_s)
+        yield pace * warm * (1 - elapsed_s / length_s)
 
 
 def _shared_clock(begin: float) -> float:

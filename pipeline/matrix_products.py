@@ -3,8 +3,9 @@
 What is quick depends on the processor, and is measured once. Many have no units for bfloat16, or slow ones: there two
 bfloat16 matrices take twice as long to multiply as two in float32, so operands in bfloat16 are brought to float32 piece
 by piece, multiplied, and the product is rounded back: the same sums of the same numbers, with a scratch of a few MB. In
-float32, oneDNN is twice as quick on some (AMD's) as MKL, which torch's linear layers and attention go by. Everything
-else, and everything with gradients, goes to the layers themselves and to diffusers' choice of attention.
+float32, oneDNN is twice as quick on some (AMD's) as MKL, which torch's linear layers and attention go by. All this is
+without gradients; with them, only attention in bfloat16 is ours, where its weights are few enough to be kept. The rest
+goes to torch's layers and to diffusers' choice of attention.
 """
 
 import time

@@ -4,9 +4,11 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from pipeline.errors import StudioError
@@ -17,6 +19,8 @@ from server.settings import Settings, prepare_environment, read_settings, settle
 from server.space import choose_model
 
 if TYPE_CHECKING:
+    from gradio import Blocks
+
     from server.jobs import JobQueue
     from server.loading import BackgroundModel, Gauge
 
@@ -45,8 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     except StudioError as error:
         sys.stderr.write(f"{error.message}\n")
         return 2
-    # Gradio ends quietly at Ctrl-C; before it serves, the interruption comes as far as here.
-    with closing(queue), tls_front, suppress(KeyboardInterrupt):
+    with closing(queue), tls_front, suppress(KeyboardInterrupt):  # a second Ctrl-C waits for nothing
         run(settings, port, presets, queue)
     return 0
 
@@ -64,26 +67,45 @@ def run(settings: Settings, port: int, presets: Sequence[Preset], queue: "JobQue
     from server.assembly import make_load, make_tender, make_worker
     from server.loading import BackgroundModel, Gauge
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends us as Ctrl-C does
+    told = told_to_end()
     gauge = Gauge()
     model = BackgroundModel(settings.model, gauge, make_load(settings, gauge)) if settings.worker else None
     worker = make_worker(settings, queue, model.get, gauge) if model else make_tender(settings, queue)
     worker.start()
     try:
-        serve(settings, port, presets, queue, model, gauge)
+        page = open_page(settings, port, presets, queue, model, gauge)
+        told.wait()
+        page.close(verbose=False)
     finally:
         worker.stop(STOP_TIMEOUT_S)
 
 
-def serve(
+def told_to_end() -> threading.Event:
+    """Give what is set at Ctrl-C and SIGTERM, from now on; a second one interrupts at once.
+
+    An interruption may come anywhere, and some places swallow one: Python's callbacks, and libraries'.
+    """
+    told = threading.Event()
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        if told.is_set():
+            raise KeyboardInterrupt
+        told.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, tell)
+    return told
+
+
+def open_page(
     settings: Settings,
     port: int,
     presets: Sequence[Preset],
     queue: "JobQueue",
     model: "BackgroundModel | None",
     gauge: "Gauge",
-) -> None:
-    """Open the page at once, with the API beside it, and stay until told to end."""
+) -> "Blocks":
+    """Open the page at once, with the API beside it."""
     from server.api import api_routes
     from server.assembly import MAX_UPLOAD_BYTES, make_api, make_studio
     from server.events import connect
@@ -110,7 +132,9 @@ def serve(
         footer_links=["api", "settings"],
         run_history=False,
         ssr_mode=False,  # with it, a Node server in front would answer our own routes
+        prevent_thread_lock=True,  # who called waits for the end
     )
+    return page.blocks
 
 
 def _allowed_by_gradio() -> list[str]:

@@ -118,13 +118,14 @@ class Worker:
     def stop(self, timeout_s: float = 60.0) -> None:
         """Stop at the running job's next step and hand it back; whoever takes it goes on from its saved state.
 
-        timeout_s: how long to wait for that step. After that the job is taken up when this worker comes back, or by
-        others when it has been silent for too long.
+        timeout_s: how long to wait for that step, and for what tends the queue. After that the job is taken up when
+        this worker comes back, or by others when it has been silent for too long.
         """
         self._stopping.set()
+        until = time.monotonic() + timeout_s
         handed_back = self._at_work.acquire(timeout=timeout_s)
         for tender in self._tenders:
-            tender.join(timeout_s)
+            tender.join(max(0.0, until - time.monotonic()))
         DBOS.destroy(destroy_registry=True)
         if handed_back:
             self._at_work.release()

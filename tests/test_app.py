@@ -1,11 +1,14 @@
-"""The program as it is started: what a wrong option does."""
+"""The program as it is started: what a wrong option does, and what Ctrl-C."""
 
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from app import told_to_end
 
 APP = Path(__file__).resolve().parent.parent / "app.py"
 
@@ -47,3 +50,21 @@ def test_help_lists_the_options(tmp_path: Path) -> None:
     assert ended.returncode == 0
     for option in ("--host", "--port", "--share", "--model", "--auth", "--data-dir", "--no-worker", "--database-url"):
         assert option in ended.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_request_to_end_interrupts_nothing(number: signal.Signals) -> None:
+    """It is only noted, wherever the program is; whoever asks again means it."""
+    before = [signal.getsignal(known) for known in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        told = told_to_end()
+        assert not told.is_set()
+
+        signal.raise_signal(number)
+        assert told.is_set()
+
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])

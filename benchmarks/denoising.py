@@ -40,9 +40,7 @@ class Contender:
     def __init__(self, name: str, folder: Path, arguments: argparse.Namespace, path: Path | None) -> None:
         self.name = name
         self.output = folder / f"{name}.pt"
-        # a foreign checkout brings its own diffusers, which must come before the installed one
-        search = [str(ROOT), *([] if path is None else [str(path), str(path.parent)])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(reversed(search)), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | search_path(path) | {"OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.denoising_contender", name]
         options = [str(folder), str(self.output), arguments.dtype, str(arguments.steps)]
         self.process = subprocess.Popen(
@@ -65,13 +63,26 @@ class Contender:
         return Result(**self._read())
 
 
+def find_paths(arguments: argparse.Namespace) -> dict[str, Path | None]:
+    """Give the contenders that were asked for, with the folder that each is imported from; ours are here."""
+    paths: dict[str, Path | None] = dict.fromkeys(OURS)
+    if arguments.reference is not None:
+        paths["reference"] = arguments.reference / "diffusers" / "src"
+    if arguments.diffsynth is not None:
+        paths["diffsynth"] = arguments.diffsynth
+    return paths
+
+
+def search_path(path: Path | None) -> dict[str, str]:
+    """Give the environment in which a contender is found: a checkout's own diffusers before the installed one."""
+    folders = [*([] if path is None else [path.parent, path]), ROOT]
+    return {"PYTHONPATH": os.pathsep.join(str(folder) for folder in folders)}
+
+
 def main() -> None:
     """Run all contenders in turn and print a table."""
     arguments = build_parser().parse_args()
-    paths = {"studio": None, "split": None, "reference": arguments.reference, "diffsynth": arguments.diffsynth}
-    names = [name for name, path in paths.items() if name in OURS or path is not None]
-    if arguments.reference is not None:
-        paths["reference"] = arguments.reference / "diffusers" / "src"
+    paths = find_paths(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write = [
@@ -85,8 +96,8 @@ def main() -> None:
             "0",
         ]
         subprocess.run(write, check=True, cwd=ROOT)
-        contenders = [Contender(name, folder, arguments, paths[name]) for name in names]
-        results: dict[str, list[Result]] = {name: [] for name in names}
+        contenders = [Contender(name, folder, arguments, path) for name, path in paths.items()]
+        results: dict[str, list[Result]] = {name: [] for name in paths}
         for number in range(arguments.rounds):
             for contender in contenders:
                 results[contender.name].append(contender.run())

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -19,24 +20,70 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-HEADS, LAYERS, TEXT_DIM, IMAGE_DIM, FREQ_DIM, FFN_DIM = 3, 40, 4096, 1280, 256, 1040
+LAYERS, TEXT_DIM, IMAGE_DIM, FREQ_DIM = 40, 4096, 1280, 256
 EXPERTS = list(range(0, LAYERS, 4))
-LATENT_SHAPE = (1, 16, 13, 18, 26)  # 49 frames of 144 x 208
 GUIDANCE = 5.0
 TEXT_ROWS = {"positive": 31, "negative": 126}  # tokens of an ordinary prompt, and of the default negative one
-CONFIG = {
-    "num_attention_heads": HEADS,
-    "attention_head_dim": 128,
-    "in_channels": 36,
-    "out_channels": 16,
-    "text_dim": TEXT_DIM,
-    "freq_dim": FREQ_DIM,
-    "ffn_dim": FFN_DIM,
-    "num_layers": LAYERS,
-    "image_dim": IMAGE_DIM,
-    "added_kv_proj_dim": HEADS * 128,
-    "block_idx_with_mot_ref": EXPERTS,
-}
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the loop runs on. folder: of weights.safetensors, or of shapes.json for weights on the meta device."""
+
+    heads: int
+    ffn_dim: int
+    latent_shape: tuple[int, ...]
+    folder: Path | None = None
+
+    @property
+    def width(self) -> int:
+        """Give the length of a token."""
+        return self.heads * 128
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Give the transformer's configuration."""
+        return {
+            "num_attention_heads": self.heads,
+            "attention_head_dim": 128,
+            "in_channels": 36,
+            "out_channels": 16,
+            "text_dim": TEXT_DIM,
+            "freq_dim": FREQ_DIM,
+            "ffn_dim": self.ffn_dim,
+            "num_layers": LAYERS,
+            "image_dim": IMAGE_DIM,
+            "added_kv_proj_dim": self.width,
+            "block_idx_with_mot_ref": EXPERTS,
+        }
+
+    def build(self) -> Any:
+        """Give the project's own network on the meta device."""
+        from pipeline.transformer import VideoAsPromptTransformer3DModel
+
+        with torch.device("meta"):
+            return VideoAsPromptTransformer3DModel(**self.config)
+
+    def load(self, dtype: torch.dtype, kept: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Give the weights in their final types; those with one of the kept names in their path are float32.
+
+        Read into memory: left mapped, their pages would count as the loop's when it first reads them; converted later,
+        they would leave the heap full of holes, of which the loop would take one after the other.
+        """
+
+        def own(name: str) -> torch.dtype:
+            return torch.float32 if set(name.split(".")) & set(kept) else dtype
+
+        assert self.folder is not None
+        if (shapes := self.folder / "shapes.json").exists():
+            sizes = json.loads(shapes.read_text())
+            return {name: torch.empty(size, dtype=own(name), device="meta") for name, size in sizes.items()}
+        with safe_open(self.folder / "weights.safetensors", "pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name).to(own(name), copy=True) for name in names}
+
+
+TWIN = Network(heads=3, ffn_dim=1040, latent_shape=(1, 16, 13, 18, 26))  # 49 frames of 144 x 208
 # predict(step index, latents) -> velocities of both branches, (2, z, T, h, w)
 Predict = Callable[[int, Tensor], Tensor]
 
@@ -46,21 +93,25 @@ def write(folder: Path) -> None:
     from pipeline.transformer import VideoAsPromptTransformer3DModel
 
     torch.manual_seed(0)
-    model = VideoAsPromptTransformer3DModel(**CONFIG)
-    save_file(
-        {name: weight.contiguous() for name, weight in model.state_dict().items()}, folder / "weights.safetensors"
-    )
+    model = VideoAsPromptTransformer3DModel(**TWIN.config)
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+    save_file(weights, folder / "weights.safetensors")
+    save_file(draw_inputs(TWIN), folder / "inputs.safetensors")
+
+
+def draw_inputs(network: Network) -> dict[str, Tensor]:
+    """Give all that a network is given, at random."""
     inputs = {
-        "noise": torch.randn(LATENT_SHAPE),
-        "condition": torch.randn(1, 20, *LATENT_SHAPE[2:]),
-        "reference": torch.randn(1, 36, *LATENT_SHAPE[2:]),
+        "noise": torch.randn(network.latent_shape),
+        "condition": torch.randn(1, 20, *network.latent_shape[2:]),
+        "reference": torch.randn(1, 36, *network.latent_shape[2:]),
         "image": torch.randn(1, 257, IMAGE_DIM),
         "reference_image": torch.randn(1, 257, IMAGE_DIM),
     }
     for branch, rows in TEXT_ROWS.items():
         for stream in ("target", "reference"):
             inputs[f"{branch}_{stream}"] = torch.randn(1, rows, TEXT_DIM)
-    save_file(inputs, folder / "inputs.safetensors")
+    return inputs
 
 
 def pad(text: Tensor) -> Tensor:
@@ -79,18 +130,15 @@ def timesteps(steps: int) -> Tensor:
 
 
 def build_studio(
-    folder: Path, inputs: dict[str, Tensor], dtype: torch.dtype, split: bool = False
+    network: Network, inputs: dict[str, Tensor], dtype: torch.dtype, split: bool = False
 ) -> Callable[[int], Predict]:
     """Give the project's own network. split: with one guidance branch after the other."""
     from pipeline.conditioning import Conditions, Texts, TextStates
     from pipeline.denoise import prepare_request
     from pipeline.joint_attention import fold_padding
-    from pipeline.transformer import VideoAsPromptTransformer3DModel
 
-    with torch.device("meta"):
-        model = VideoAsPromptTransformer3DModel(**CONFIG)
-    kept = VideoAsPromptTransformer3DModel._keep_in_fp32_modules
-    model.load_state_dict(load_weights(folder, dtype, kept), assign=True)
+    model = network.build()
+    model.load_state_dict(network.load(dtype, model._keep_in_fp32_modules), assign=True)
     model.eval().requires_grad_(False)
 
     def texts(branch: str) -> Texts:
@@ -120,13 +168,13 @@ def build_studio(
     return begin
 
 
-def build_reference(folder: Path, inputs: dict[str, Tensor], dtype: torch.dtype) -> Callable[[int], Predict]:
+def build_reference(network: Network, inputs: dict[str, Tensor], dtype: torch.dtype) -> Callable[[int], Predict]:
     """Give the reference implementation's network, out of its own diffusers."""
     module = importlib.import_module("diffusers.models.transformers.transformer_wan_mot")
     with torch.device("meta"):
-        model = module.WanTransformer3DMOTModel(**CONFIG)
+        model = module.WanTransformer3DMOTModel(**network.config)
     kept = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
-    model.load_state_dict(load_weights(folder, dtype, kept), assign=True)
+    model.load_state_dict(network.load(dtype, kept), assign=True)
     # its rotary table is no buffer, so it was made on the meta device as well
     model.rope = type(model.rope)(128, model.config.patch_size, model.config.rope_max_seq_len)
     model.eval().requires_grad_(False)
@@ -159,13 +207,14 @@ def build_reference(folder: Path, inputs: dict[str, Tensor], dtype: torch.dtype)
     return begin
 
 
-def build_diffsynth(folder: Path, inputs: dict[str, Tensor], dtype: torch.dtype) -> Callable[[int], Predict]:
+def build_diffsynth(network: Network, inputs: dict[str, Tensor], dtype: torch.dtype) -> Callable[[int], Predict]:
     """Give DiffSynth-Studio's network."""
     pipeline = import_with_stand_ins("diffsynth.pipelines.wan_video")
     converters = "diffsynth.utils.state_dict_converters.wan_video_"
-    weights = load_weights(folder, dtype)
+    weights = network.load(dtype)
     base = {name: weight for name, weight in weights.items() if "_mot_ref" not in name}
-    sizes = {"dim": HEADS * 128, "num_heads": HEADS, "ffn_dim": FFN_DIM, "freq_dim": FREQ_DIM, "text_dim": TEXT_DIM}
+    sizes = {"dim": network.width, "num_heads": network.heads, "ffn_dim": network.ffn_dim}
+    sizes |= {"freq_dim": FREQ_DIM, "text_dim": TEXT_DIM}
     convert = importlib.import_module(converters + "dit").WanVideoDiTFromDiffusers
     with init_empty_weights(include_buffers=False):  # it computes its rotary tables here
         dit = pipeline.WanModel(
@@ -207,6 +256,14 @@ def build_diffsynth(folder: Path, inputs: dict[str, Tensor], dtype: torch.dtype)
     return begin
 
 
+BUILDERS = {
+    "studio": build_studio,
+    "split": partial(build_studio, split=True),  # with one guidance branch after the other, as on small cards
+    "reference": build_reference,
+    "diffsynth": build_diffsynth,
+}
+
+
 def import_with_stand_ins(name: str) -> Any:
     """Import a module; packages that it wants and that are missing (for video files and downloads) stay empty."""
     import transformers
@@ -242,20 +299,6 @@ def resident_mb(peak: bool) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(wanted))
 
 
-def load_weights(folder: Path, dtype: torch.dtype, kept: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Read the weights into memory in their final types; those with one of the kept names in their path are float32.
-
-    Left mapped, their pages would count as the loop's when it first reads them; converted later, they would leave the
-    heap full of holes, of which the loop would take one after the other.
-    """
-    weights = {}
-    with safe_open(folder / "weights.safetensors", "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - it is no dictionary
-            own = torch.float32 if set(name.split(".")) & set(kept) else dtype
-            weights[name] = file.get_tensor(name).to(own, copy=True)
-    return weights
-
-
 def return_freed_memory() -> None:
     """Give the system back what loading has freed, or the loop would take its first memory from there (glibc)."""
     gc.collect()
@@ -274,15 +317,10 @@ def main() -> None:
     if name == "write":
         write(Path(folder))
         return
-    builders = {
-        "studio": build_studio,
-        "split": partial(build_studio, split=True),
-        "reference": build_reference,
-        "diffsynth": build_diffsynth,
-    }
+    network = replace(TWIN, folder=Path(folder))
     inputs = load_file(Path(folder) / "inputs.safetensors")
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not mix with the answers
-    begin = builders[name](Path(folder), inputs, getattr(torch, dtype_name))
+    begin = BUILDERS[name](network, inputs, getattr(torch, dtype_name))
     return_freed_memory()
     loaded = resident_mb(peak=False)
     run(begin, inputs["noise"], 1)

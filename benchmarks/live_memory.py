@@ -1,7 +1,7 @@
 """The memory that a computation holds at its peak, counted on torch's meta device: no data, any size."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,12 +10,12 @@ from torch.utils._pytree import tree_leaves
 
 
 class _Counter(TorchDispatchMode):
-    """Counts the storages that are alive, but for those of the weights."""
+    """Counts the storages that are alive, but for some known ones."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._live = {tensor.untyped_storage()._cdata for tensor in model.state_dict(keep_vars=True).values()}
+        self._live = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -38,8 +38,8 @@ class _Counter(TorchDispatchMode):
         self.now -= size
 
 
-def peak_bytes(model: torch.nn.Module, run: Callable[[], Any]) -> int:
-    """Run something on the meta device. Gives the most bytes that were alive at once beside the model's weights."""
-    with torch.no_grad(), _Counter(model) as counter:
+def peak_bytes(known: Iterable[torch.Tensor], run: Callable[[], Any]) -> int:
+    """Run something on the meta device. Gives the most bytes that were alive at once beside what was known before."""
+    with torch.no_grad(), _Counter(known) as counter:
         run()
     return counter.peak

@@ -139,8 +139,8 @@ def predict(
 
     speed = machine.tflops * 1e12 * EFFICIENCY
     step_s, unguided_step_s = (
-        _step_s(profile, shape, step_flop(shape, each) / speed, passes) * correction.step
-        for each, passes in ((load, 2 if split else 1), (replace(load, guided=False), 1))
+        _step_s(profile, shape, step_flop(shape, each, split=each_split) / speed, 1 + each_split) * correction.step
+        for each, each_split in ((load, split), (replace(load, guided=False), False))
     )
     rest_s = (coding_flop(shape, load) / speed + _moving_s(profile, shape)) * correction.rest
     unguided_steps = load.num_inference_steps - load.guided_steps

@@ -24,6 +24,9 @@ COVER_VARIANCE = 0.09
 OFFSET_VARIANCE = 0.1
 PLACE_VARIANCE = 0.3
 FETCH_WEIGHT = 0.5  # of the nats by which the fetching heads look elsewhere than at the source
+# Objects cover a twentieth of a picture. Without this, only cameras that move were learnt: after 100,000 samples the
+# tokens of moving objects fetched from no place in particular (3.6 nats off, the background 0.2).
+OBJECT_EMPHASIS = 10.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class Truth:
         tokens = ends[..., 1, :, None] * size[0] + ends[..., 0, None, :]
         weights = share[..., 1, :, None] * share[..., 0, None, :]
         return tokens.flatten(2), weights.flatten(2) * known
+
+    @property
+    def emphasis(self) -> Tensor:
+        """Give how much each token's error counts, (B, S): more on objects."""
+        return 1 + OBJECT_EMPHASIS * self.covers.flatten(1)
 
     @property
     def offsets(self) -> Tensor:
@@ -121,20 +129,23 @@ class Reader(nn.Module):
     def _misfetched(self, request: RequestStates, truth: Truth) -> Tensor:
         """Give the mean nats by which the fetching head looks elsewhere than at its token's source."""
         logits = look(self._blocks[FETCHING], self._tokens[FETCHING - 1][0], request)
-        return _mislooked(logits, *truth.source_tokens)
+        return _mislooked(logits, *truth.source_tokens, truth.emphasis)
 
     def _mistracked(self, request: RequestStates, truth: Truth) -> Tensor:
         """Give the same of the tracking head."""
         logits = self.track(request)
         tokens, weights = truth.source_tokens
-        return _mislooked(logits, tokens + logits.shape[1], weights)
+        return _mislooked(logits, tokens + logits.shape[1], weights, truth.emphasis)
 
 
-def _mislooked(logits: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
-    """Compare logits (B, S, keys) with the keys to look at, (B, S, 4), and how much at each: mean relative entropy."""
+def _mislooked(logits: Tensor, tokens: Tensor, weights: Tensor, emphasis: Tensor) -> Tensor:
+    """Give the mean relative entropy between where tokens look and should look, more of some tokens than of others.
+
+    logits: (B, S, keys). tokens, weights: (B, S, 4), the keys to look at, and how much at each. emphasis: (B, S).
+    """
     wanted = weights * weights.clamp(min=1e-6).log()
-    missed = wanted - weights * logits.log_softmax(dim=-1).gather(2, tokens)
-    return missed.sum() / weights.sum().clamp(min=1)
+    missed = (wanted - weights * logits.log_softmax(dim=-1).gather(2, tokens)).sum(dim=-1)
+    return (emphasis * missed).sum() / (emphasis * weights.sum(dim=-1)).sum().clamp(min=1)
 
 
 def look(block: VideoAsPromptBlock, tokens: Tensor, request: RequestStates) -> Tensor:
@@ -187,5 +198,6 @@ def _mistold(told: Tensor, truth: Truth) -> Tensor:
     covers = torch.stack([truth.covers, truth.covers[:, :1].expand_as(truth.covers)], dim=-1)  # now, and at first
     missed = (where - covers.flatten(1, 3)).square().mean() / COVER_VARIANCE
     known = truth.offsets.isfinite()
-    strayed = (offsets - truth.offsets)[known].square().mean() / OFFSET_VARIANCE
+    counts = truth.emphasis[:, :, None].expand_as(known)[known]
+    strayed = (counts * (offsets - truth.offsets)[known].square()).sum() / counts.sum() / OFFSET_VARIANCE
     return (error * description_weights()).sum() + missed + strayed

@@ -23,7 +23,8 @@ SIZES = ((48, 80), (64, 112), (SHORT_SIDE, LONG_SIDE))
 CONDITION_FRAMES = 13
 POOL_SIZE = 75  # blocks of one shape
 SCENES, MOTIONS = 4, 4  # of a block: each scene under each motion
-FRESH_SHARE = 0.3  # of the steps begin with a new block
+FRESH_SHARE = 0.04  # of the pairs that are drawn, another block is made
+FIRST_BLOCKS = 9  # of one shape are made before any serves again
 WITHOUT_OBJECT = 0.15  # of the blocks
 STRENGTHS = ("a little", "a lot")  # said of amounts below and above a third and two thirds, half of the time
 
@@ -56,13 +57,15 @@ def portrait(frames: int, size: tuple[int, int] = SIZES[-1]) -> Shape:
 class Diet:
     """What happens in the clips.
 
-    light_share: of the effects that change light and colour alone, which are learnt at once.
+    light_share: of the effects that change light and colour alone, which are learnt at once. camera_share: of those
+    that move the whole picture, which are learnt next; the rest happens to objects.
     eased: whether some start and end slowly. combined: the share with two effects. spread: of their parameters.
     plain: scenes of few shapes in few colours.
     """
 
     effects: tuple[Effect, ...]
     light_share: float
+    camera_share: float
     eased: bool
     combined: float
     spread: float
@@ -71,11 +74,21 @@ class Diet:
     def draw_effects(self, generator: Generator, with_object: bool) -> list[Effect]:
         """Draw what happens: one effect, or two at once."""
         effects = [effect for effect in self.effects if with_object or not effect.needs_object]
-        lights = sum(effect.is_light for effect in effects)
-        shares = {True: self.light_share / lights, False: (1 - self.light_share) / (len(effects) - lights)}
-        weights = torch.tensor([shares[effect.is_light] for effect in effects])
+        kinds = [_kind(effect) for effect in effects]
+        shares = {
+            "light": self.light_share,
+            "camera": self.camera_share,
+            "object": 1 - self.light_share - self.camera_share,
+        }
+        weights = torch.tensor([shares[kind] / kinds.count(kind) for kind in kinds])
         count = 2 if torch.rand((), generator=generator) < self.combined else 1
         return [effects[index] for index in torch.multinomial(weights, count, generator=generator).tolist()]
+
+
+def _kind(effect: Effect) -> str:
+    if effect.is_light:
+        return "light"
+    return "object" if effect.needs_object else "camera"
 
 
 @dataclass(frozen=True)
@@ -200,11 +213,13 @@ class Pool:
     diet: Diet
     blocks: dict[Shape, list[Block]] = field(default_factory=dict)
 
-    def draw(self, shape: Shape, count: int) -> list[Pair]:
-        """Give `count` pairs of a shape, each out of another block, one of them sometimes new."""
+    def draw(self, shape: Shape, count: int, chance: float) -> list[Pair]:
+        """Give `count` pairs of a shape, each out of another block, one of them sometimes new.
+
+        chance: 0 to 1, whether one is; workers that wait for each other make theirs at the same time.
+        """
         pool = self.blocks.setdefault(shape, [])
-        share = FRESH_SHARE if len(pool) > POOL_SIZE / 3 else 1.0
-        wanted = int(torch.rand((), generator=self.generator) < share)
+        wanted = int(len(pool) < FIRST_BLOCKS or chance < FRESH_SHARE * count)
         fresh = max(wanted, count - len(pool))
         pool.extend(draw_block(self.generator, shape, self.codec, self.diet) for _ in range(fresh))
         del pool[:-POOL_SIZE]

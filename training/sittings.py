@@ -1,10 +1,12 @@
 """What all training stages share: processes, the learning-rate schedule by the clock, checkpoints and the log."""
 
+import ctypes
 import json
 import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,15 @@ def _shared_clock(begin: float) -> float:
     elapsed = torch.tensor(time.monotonic() - begin, dtype=torch.float64)
     dist.broadcast(elapsed, src=0)
     return elapsed.item()
+
+
+def return_freed_memory() -> None:
+    """Give the system back what is free, where there is a way (glibc).
+
+    Clips that stay lie scattered among what was freed around them: after an hour each worker had kept 11 GB.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def save_checkpoint(path: Path, **state: Any) -> None:

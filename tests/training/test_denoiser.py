@@ -9,6 +9,7 @@ from training.components import TRACKING, build_tokenizer, build_transformer
 from training.denoiser import (
     LENGTHS,
     LESSONS,
+    PLAIN,
     TOKENS,
     Lesson,
     Nano,
@@ -22,7 +23,7 @@ from training.denoiser import (
 )
 from training.effects import EFFECTS, describe, description_weights, still
 from training.reader import Reader
-from training.samples import SIZES, Codec, Shape, draw_block
+from training.samples import FIRST_BLOCKS, FRESH_SHARE, SIZES, Codec, Pool, Shape, draw_block
 from training.sittings import Optimizers, Worker
 
 
@@ -116,6 +117,23 @@ def test_a_step_has_as_many_clips_as_fit() -> None:
     assert len({(shape.height, shape.width) for shape, _ in drawn}) == 2 * len(SIZES)
     assert all(pairs == 1 or 2 * pairs * shape.tokens <= TOKENS for shape, pairs in drawn)
     assert min(pairs for _, pairs in drawn) >= 1
+
+
+def test_clips_serve_several_steps() -> None:
+    """The first ones are all new; after that a new block comes by chance, the oftener the more pairs are drawn."""
+    pool = Pool(Generator().manual_seed(1), build_codec(), PLAIN)
+    shape = Shape(5, 32, 48)
+
+    for _ in range(FIRST_BLOCKS):
+        pool.draw(shape, 2, chance=1.0)
+    first = list(pool.blocks[shape])
+    kept = pool.draw(shape, 2, chance=2.1 * FRESH_SHARE)
+    assert pool.blocks[shape] == first
+
+    pool.draw(shape, 2, chance=1.9 * FRESH_SHARE)
+
+    assert len(kept) == 2
+    assert len(pool.blocks[shape]) == len(first) + 1
 
 
 def test_texts_of_different_lengths_always_stand_for_512_rows() -> None:

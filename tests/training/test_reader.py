@@ -1,5 +1,7 @@
 """What the denoiser's tokens are asked, and what they should answer."""
 
+from dataclasses import replace
+
 import torch
 from torch import Generator
 
@@ -8,7 +10,7 @@ from training.autoencoder import LATENT_CHANNELS
 from training.components import FETCHING, build_tokenizer
 from training.denoiser import Nano, Stream, encode_pictures, encode_texts, predict, with_condition
 from training.effects import EFFECTS, animate, describe, draw_parameters, still
-from training.reader import Reader, Truth, look, token_places
+from training.reader import Reader, Truth, _mislooked, look, token_places
 from training.scenes import draw_scene, trace_object, trace_sources
 
 
@@ -41,6 +43,23 @@ def test_what_a_pan_brings_into_the_picture_comes_from_nowhere() -> None:
     assert (weights[-1, :, -1] == 0).all()
     assert torch.allclose(weights[-1, :, 0].sum(dim=1), torch.ones(10), atol=1e-5)
     assert (tokens[-1, :, 0] % 18 > 0).all()
+
+
+def test_an_objects_tokens_count_more() -> None:
+    """The same mistake about where a token came from costs more on an object than on as much of the background."""
+    truth = truth_of(None)
+    covers = torch.zeros_like(truth.covers)
+    covers[:, :, 2:4, 3:6] = 1
+    truth = replace(truth, covers=covers)
+    tokens, weights = truth.source_tokens
+    right = torch.zeros(1, 900, 900).scatter_add(2, tokens, 20 * weights)
+
+    def cost(rows: slice, columns: slice) -> float:
+        wrong = right.unflatten(1, (5, 10, 18)).clone()
+        wrong[:, :, rows, columns] = 0
+        return _mislooked(wrong.flatten(1, 3), tokens, weights, truth.emphasis).item()
+
+    assert cost(slice(2, 4), slice(3, 6)) > 5 * cost(slice(6, 8), slice(9, 12))
 
 
 def test_token_places_are_in_half_short_sides() -> None:

@@ -5,13 +5,15 @@ from pathlib import Path
 
 from training import autoencoder
 from training.denoiser import load_tokenizer, train_denoiser
-from training.effects import EASY_EFFECTS, EFFECTS
+from training.effects import EASY_EFFECTS, EFFECTS, PAIRED_EFFECTS
 from training.evaluate import evaluate
 from training.export import export_nano, resume_nano
 from training.sittings import start_workers
 
 ROOT = Path(__file__).parents[1]
 MINUTES = {"pictures": 9.0, "clips": 40.0, "denoiser": 45.0}
+# what the evaluation tries, and what a result could be taken for besides
+TRIED = {"all": (EFFECTS, ()), "easy": (EASY_EFFECTS, ()), "paired": (PAIRED_EFFECTS, EASY_EFFECTS)}
 DIETS = {"pictures": autoencoder.PICTURES, "clips": autoencoder.CLIPS}
 
 
@@ -20,8 +22,9 @@ def main() -> None:
     arguments = build_parser().parse_args()
     if arguments.stage == "evaluate":
         options = {"guidance_scale": arguments.guidance}
-        effects = EASY_EFFECTS if arguments.easy else EFFECTS
-        print(evaluate(arguments.model, arguments.out, arguments.rounds, arguments.frames, effects, options))
+        effects, others = TRIED[arguments.effects]
+        given = (arguments.model, arguments.out, arguments.rounds, arguments.frames)
+        print(evaluate(*given, effects, options, others))
         return
     for stage in [arguments.stage] if arguments.stage else list_missing_stages(arguments.runs):
         run_stage(stage, arguments)
@@ -40,8 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=int, default=2, help="of the evaluation, each with every effect once")
     parser.add_argument("--frames", type=int, default=17, help="of the evaluation's clips")
-    parser.add_argument("--guidance", type=float, default=1.0, help="of the evaluation")
-    parser.add_argument("--easy", action="store_true", help="evaluate only on the effects that are taught first")
+    parser.add_argument("--guidance", type=float, default=3.0, help="of the evaluation; 1: none")
+    parser.add_argument(
+        "--effects", choices=TRIED, default="all", help="to evaluate; easy: those that are taught first"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "evaluation", help="figures and contact sheets")
     return parser
 

@@ -364,6 +364,31 @@ LATER = {"spin_right", "spin_left", "dissolve", "melt", "shake", "bounce", "puls
 EASY_EFFECTS = tuple(effect for effect in EFFECTS if effect.name not in LATER)
 
 
+def pair_up(one: Effect, other: Effect) -> Effect:
+    """Give two effects that happen at once as an effect."""
+
+    def animate_both(progress: Tensor, parameters: Parameters) -> Motion:
+        return combine(one.animate(progress, parameters), other.animate(progress, parameters))
+
+    return Effect(
+        f"{one.name}+{other.name}",
+        tuple(f"{first}, and {second}" for first in one.captions for second in other.captions),
+        animate_both,
+        one.needs_object or other.needs_object,
+        one.follows_path or other.follows_path,
+    )
+
+
+# For evaluation: something happens to an object, and something to the whole picture.
+PAIRS_OF_NAMES = (
+    *(("move_right", "night"), ("move_down", "sunset"), ("move_left", "grey"), ("move_up", "pan_right")),
+    *(("grow", "sunset"), ("shrink", "night"), ("fade", "pan_left")),
+    *(("turn_red", "zoom_in"), ("turn_green", "zoom_out"), ("turn_blue", "iris")),
+)
+_BY_NAME = {effect.name: effect for effect in EFFECTS}
+PAIRED_EFFECTS = tuple(pair_up(_BY_NAME[one], _BY_NAME[other]) for one, other in PAIRS_OF_NAMES)
+
+
 def draw_motion(generator: torch.Generator, frames: int) -> Motion:
     """Give the motion of a random effect."""
     effect = EFFECTS[int(torch.randint(0, len(EFFECTS), (), generator=generator))]

@@ -141,10 +141,17 @@ def draw_sheet(trial: Trial, result: Tensor) -> Image.Image:
 
 
 def evaluate(
-    model: Path, out: Path, rounds: int, frames: int, effects: Sequence[Effect], options: dict[str, Any]
+    model: Path,
+    out: Path,
+    rounds: int,
+    frames: int,
+    effects: Sequence[Effect],
+    options: dict[str, Any],
+    others: Sequence[Effect] = (),
 ) -> dict[str, float]:
     """Run all trials; write figures and contact sheets to a folder; give the means.
 
+    others: effects that a result could be nearest to besides those on trial.
     options: passed to the pipeline, such as num_inference_steps and guidance_scale.
     """
     pipe = VideoAsPromptPipeline.from_pretrained(model)
@@ -153,7 +160,7 @@ def evaluate(
     figures = []
     for index, trial in enumerate(draw_trials(11, rounds, frames, effects)):
         result = generate(pipe, trial, {"num_inference_steps": pipe.config.num_inference_steps} | options)
-        figures.append(judge(trial, result, effects))
+        figures.append(judge(trial, result, [*effects, *others]))
         draw_sheet(trial, result).save(out / f"{trial.effect.name}_{index // len(effects)}.png")
     summary = summarise(figures)
     (out / "figures.json").write_text(json.dumps({"summary": summary, "trials": figures}, indent=1) + "\n")

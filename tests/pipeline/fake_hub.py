@@ -144,7 +144,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _give(self, path: str) -> None:
         where = path.removeprefix(f"/{REPOSITORY}/resolve/").removeprefix("/storage/")
         commit, _, name = where.partition("/")
-        content = self.hub.commits[commit][name]
+        content = self.hub.commits.get(commit, {}).get(name)
+        if content is None:  # also a neighbour's question to whoever had this port before
+            self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
         if len(content) >= LARGE_BYTES and not path.startswith("/storage/"):
             location = {"Location": f"/storage/{where}", "X-Repo-Commit": commit, "X-Linked-Size": str(len(content))}
             self._answer(302, b"", location)

@@ -19,7 +19,7 @@ from huggingface_hub import constants
 
 from pipeline import VideoAsPromptPipeline, store
 from pipeline.errors import ModelError, StoppedError
-from pipeline.hub import RemoteFile, Repository
+from pipeline.hub import RemoteFile, Repository, size_of
 from pipeline.model_progress import ModelProgress
 from pipeline.store import HubModel
 from tests.pipeline.conftest import GOLDEN
@@ -110,7 +110,7 @@ def test_a_killed_download_is_gone_on_with(hub: FakeHub, tmp_path: Path) -> None
     command = [sys.executable, "-m", "pipeline", "models", "download", REPOSITORY]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as program:
         deadline = time.monotonic() + 20
-        while not any(part.stat().st_size == written for part in tmp_path.rglob("*.part")):
+        while not any(size_of(part) == written for part in tmp_path.rglob("*.part")):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         program.send_signal(signal.SIGKILL)
@@ -131,7 +131,7 @@ def test_a_stopped_download_writes_nothing_more(
     hub.pause_after[SHARD] = 200_000
 
     def stop_midway(progress: ModelProgress) -> None:
-        if any(part.stat().st_size > 100_000 for part in tmp_path.rglob("*.part")):
+        if any(size_of(part) > 100_000 for part in tmp_path.rglob("*.part")):
             raise StoppedError
 
     with pytest.raises(StoppedError):

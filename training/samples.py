@@ -26,6 +26,7 @@ SCENES, MOTIONS = 4, 4  # of a block: each scene under each motion
 FRESH_SHARE = 0.04  # of the pairs that are drawn, another block is made
 FIRST_BLOCKS = 9  # of one shape are made before any serves again
 WITHOUT_OBJECT = 0.15  # of the blocks
+PRACTICE = 3.0
 STRENGTHS = ("a little", "a lot")  # said of amounts below and above a third and two thirds, half of the time
 
 
@@ -60,7 +61,8 @@ class Diet:
     light_share: of the effects that change light and colour alone, which are learnt at once. camera_share: of those
     that move the whole picture, which are learnt next; the rest happens to objects.
     eased: whether some start and end slowly. combined: the share with two effects. spread: of their parameters.
-    plain: scenes of few shapes in few colours.
+    plain: scenes of few shapes in few colours. practised: names of effects drawn `PRACTICE` times as often as the
+    others of their kind.
     """
 
     effects: tuple[Effect, ...]
@@ -70,6 +72,7 @@ class Diet:
     combined: float
     spread: float
     plain: bool
+    practised: frozenset[str] = frozenset()
 
     def draw_effects(self, generator: Generator, with_object: bool) -> list[Effect]:
         """Draw what happens: one effect, or two at once."""
@@ -80,7 +83,11 @@ class Diet:
             "camera": self.camera_share,
             "object": 1 - self.light_share - self.camera_share,
         }
-        weights = torch.tensor([shares[kind] / kinds.count(kind) for kind in kinds])
+        turns = torch.tensor([PRACTICE if effect.name in self.practised else 1.0 for effect in effects])
+        weights = torch.zeros(len(effects))
+        for kind, share in shares.items():
+            of_kind = turns * torch.tensor([kind == other for other in kinds])
+            weights += share * of_kind / of_kind.sum().clamp(min=1)
         count = 2 if torch.rand((), generator=generator) < self.combined else 1
         return [effects[index] for index in torch.multinomial(weights, count, generator=generator).tolist()]
 

@@ -99,6 +99,8 @@ def write_checkpoint(folder: Path, nano: Nano, vae: AutoencoderKLWan, tokenizer:
     vae.to(torch.bfloat16).save_pretrained(folder / "vae")
     nano.text_encoder.to(torch.bfloat16).save_pretrained(folder / "text_encoder")
     nano.image_encoder.to(torch.bfloat16).save_pretrained(folder / "image_encoder")
+    for name in ("is_local", "local_files_only"):  # where it was read from is nobody's business
+        tokenizer.init_kwargs.pop(name, None)
     tokenizer.save_pretrained(folder / "tokenizer")
     CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}

@@ -54,8 +54,9 @@ def test_training_goes_on_from_an_exported_model(tmp_path: Path) -> None:
     export_nano(runs, second)
 
     weights = [path.relative_to(first) for path in first.rglob("*.safetensors")]
-    assert len(weights) == 4
-    assert all((first / path).read_bytes() == (second / path).read_bytes() for path in weights)
+    tokenizer = [path.relative_to(first) for path in (first / "tokenizer").iterdir()]
+    assert (len(weights), len(tokenizer)) == (4, 2)
+    assert all((first / path).read_bytes() == (second / path).read_bytes() for path in weights + tokenizer)
     assert json.loads((second / TRAINING).read_text()) == {"samples": 77}
     _, saved = load_nano(runs)
     assert saved is not None

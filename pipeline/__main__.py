@@ -80,6 +80,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default=spec.NATIVE_ATTENTION,
         help="What computes attention, by diffusers' names: flash, sage.",
     )
+    parser.add_argument(
+        "--ring-degree", type=int, default=1, help="Of torchrun's processes, how many pass keys around in a ring."
+    )
     parser.add_argument("--lora", type=Path, metavar="FILE.safetensors", help="A LoRA to put on the model.")
 
 
@@ -116,7 +119,8 @@ def _load(arguments: argparse.Namespace, planner: "Planner") -> "tuple[Any, spec
         def show_model(progress: ModelProgress) -> None:
             bar.set_description_str(f"{progress.stage} {progress.amount}")
 
-        return load_model(arguments.model, show_model, planner, attention=arguments.attention)
+        options = {"attention": arguments.attention, "ring_degree": arguments.ring_degree}
+        return load_model(arguments.model, show_model, planner, **options)
 
 
 def _show_on(bar: Any) -> "OnProgress":
@@ -137,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
     from pipeline.weights import follow_leader
 
     if is_follower():  # one of several processes of `torchrun`; another one makes the file
-        follow_leader(arguments.model, arguments.profile, arguments.attention)
+        follow_leader(arguments.model, arguments.profile, arguments.attention, arguments.ring_degree)
         return
     output: Path = arguments.output
     _check_output(output, ".mp4")

@@ -3,7 +3,8 @@
     torchrun --nproc-per-node 8 app.py
 
 Rank 0 serves; the others follow it through every denoising loop. Encoding and decoding are rank 0's alone: they are a
-few seconds, and the results would have to be sent around. Source: Ulysses, arXiv:2309.14509, as diffusers has it.
+few seconds, and the results would have to be sent around. Sources, as diffusers has them: Ulysses, arXiv:2309.14509;
+rings, arXiv:2310.01889; both together, arXiv:2405.07719.
 """
 
 import os
@@ -16,23 +17,41 @@ import torch.distributed as dist
 from diffusers import ContextParallelConfig
 from torch import Tensor
 
+from pipeline.attention import use_attention
 from pipeline.conditioning import Conditions
 from pipeline.denoise import Approximations, DenoisingStep, LoopState
+from pipeline.errors import InvalidInputError
 from pipeline.ranks import is_follower
 from pipeline.video_as_prompt import VideoAsPromptPipeline, run_alone
 
+# What a ring passes around is put together by the logarithms of softmax's sums, which torch's usual one does not tell.
+RING_ATTENTION = "_native_flash"
 IDLE = timedelta(days=365)  # how long followers wait for the next request
 
 
-def choose_degrees(heads: int, processes: int) -> ContextParallelConfig:
-    """Share attention out by heads as far as they divide, by tokens in a ring beyond that.
+def choose_degrees(heads: int, processes: int, ring_degree: int = 1) -> ContextParallelConfig:
+    """Share attention out: `ring_degree` processes in a ring hold the keys of some tokens each, and those that do not
+    stand in it (Ulysses) all tokens of some heads.
 
-    Ulysses alone also takes token counts that do not divide, on GPUs (gloo cannot gather unequal shares).
+    By heads alone any number of heads and tokens will do, and in a ring alone any number of tokens (on GPUs: gloo
+    cannot gather unequal shares). Where both are wanted, the heads must divide.
+    Raises InvalidInputError where they do not, or where the processes form no such rings.
     """
-    if heads % processes == 0:
-        return ContextParallelConfig(ulysses_degree=processes, ulysses_anything=True)
-    ulysses = max(degree for degree in range(1, processes + 1) if processes % degree == 0 and heads % degree == 0)
-    return ContextParallelConfig(ulysses_degree=ulysses, ring_degree=processes // ulysses)
+    if processes % ring_degree:
+        fitting = ", ".join(str(degree) for degree in range(1, processes + 1) if processes % degree == 0)
+        message = f"{processes} processes cannot form rings of {ring_degree}; give one of {fitting}."
+        raise InvalidInputError("ring_degree", message)
+    ulysses_degree = processes // ring_degree
+    if ring_degree == 1:
+        return ContextParallelConfig(ulysses_degree=ulysses_degree, ulysses_anything=True)
+    if ulysses_degree == 1:
+        return ContextParallelConfig(ring_degree=ring_degree, ring_anything=True)
+    if heads % ulysses_degree:
+        message = (
+            f"{heads} heads cannot be dealt out to {ulysses_degree} processes beside rings of {ring_degree}; try 1."
+        )
+        raise InvalidInputError("ring_degree", message)
+    return ContextParallelConfig(ring_degree=ring_degree, ulysses_degree=ulysses_degree)
 
 
 def join() -> torch.device:
@@ -47,10 +66,16 @@ def join() -> torch.device:
     return device
 
 
-def share_out(pipe: VideoAsPromptPipeline) -> None:
-    """Let the transformer, on this process's device, work on its share of the tokens."""
-    heads = pipe.transformer.config.num_attention_heads
-    pipe.transformer.enable_parallelism(config=choose_degrees(heads, dist.get_world_size()))
+def share_out(pipe: VideoAsPromptPipeline, ring_degree: int = 1) -> None:
+    """Let the transformer, on this process's device, work on its share of the tokens.
+
+    Raises InvalidInputError as `choose_degrees` does, and where no attention on this machine can go in a ring.
+    """
+    transformer = pipe.transformer
+    config = choose_degrees(transformer.config.num_attention_heads, dist.get_world_size(), ring_degree)
+    if config.ring_degree > 1 and transformer.blocks[0].attn1.processor._attention_backend is None:
+        use_attention(transformer, RING_ATTENTION)
+    transformer.enable_parallelism(config=config)
     if not is_follower():
         pipe.loop = lead
 

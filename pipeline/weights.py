@@ -25,11 +25,13 @@ def load_model(
     *,
     placed: bool = True,
     attention: str = NATIVE_ATTENTION,
+    ring_degree: int = 1,
 ) -> tuple[VideoAsPromptPipeline, ModelFacts]:
     """Load a model in the profile its planner starts with; none: the one that suits this machine best.
 
     placed: bring the weights to where the profile says; if not, they stay in RAM until a run does.
     attention: by its name; see `pipeline.attention`, which raises InvalidInputError where it cannot be used.
+    ring_degree: where several processes make each video; see `parallel.choose_degrees`, which raises it as well.
     Raises ModelError when it cannot fit, before anything is fetched or loaded; when its files are missing and cannot be
     fetched, or are not this model's.
     """
@@ -42,18 +44,18 @@ def load_model(
     pipe = load_in_profile(folder, profile, planner.machine, on_progress, placed=placed)
     use_attention(pipe.transformer, attention)
     if is_parallel():
-        parallel.share_out(pipe)
+        parallel.share_out(pipe, ring_degree)
     facts = ModelFacts(source.name, pipe.config.num_inference_steps, pipe.config.render_size)
     return pipe, facts
 
 
-def follow_leader(name: str, profile: str, attention: str = NATIVE_ATTENTION) -> None:
+def follow_leader(name: str, profile: str, attention: str = NATIVE_ATTENTION, ring_degree: int = 1) -> None:
     """Load a model in a process that another one leads, and make videos with it until it ends; see `parallel.py`.
 
-    Raises ModelError as `load_model` does.
+    Raises ModelError and InvalidInputError as `load_model` does.
     """
     parallel.join()
-    pipe, _ = load_model(name, planner=make_planner(name, profile), attention=attention)
+    pipe, _ = load_model(name, planner=make_planner(name, profile), attention=attention, ring_degree=ring_degree)
     parallel.follow(pipe)
 
 

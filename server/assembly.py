@@ -175,7 +175,7 @@ def run_worker(arguments: Sequence[str]) -> int:
     try:
         settings = read_settings(arguments, WorkerSettings)
         if is_follower():  # one of several processes of `torchrun`; another one takes the jobs
-            _follow(settings)
+            follow(settings)
             return 0
         prepare_environment(settings)
         check_machine(settings)
@@ -211,18 +211,26 @@ def make_load(settings: Settings, gauge: Gauge) -> Callable[[str, OnModel], Mode
         planner = make_planner(name, settings.profile, settings.data_dir, machine)
         gauge.planner = planner
         # What is lent is there during a run only: until then the weights wait where they were read.
-        pipe, facts = load_model(name, on_progress, planner, placed=not is_zero_gpu(), attention=settings.attention)
+        pipe, facts = load_model(
+            name,
+            on_progress,
+            planner,
+            placed=not is_zero_gpu(),
+            attention=settings.attention,
+            ring_degree=settings.ring_degree,
+        )
         pipe.encoding_cache = EncodingCache(settings.data_dir / "encodings")
         return pipe, facts
 
     return load
 
 
-def _follow(settings: Settings) -> None:
+def follow(settings: Settings) -> None:
+    """Take part in the videos of the process that serves, or takes the jobs, until it ends."""
     from pipeline.weights import follow_leader
 
     with suppress(KeyboardInterrupt):
-        follow_leader(settings.model, settings.profile, settings.attention)
+        follow_leader(settings.model, settings.profile, settings.attention, settings.ring_degree)
 
 
 def _generate(

@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     attention: str = Field(
         NATIVE_ATTENTION, description="What computes attention, by diffusers' names: flash, sage, xformers, flex ..."
     )
+    ring_degree: int = Field(
+        1, ge=1, description="Of torchrun's processes, how many pass keys around in a ring; the rest deals out heads."
+    )
     lora_dir: Path | None = Field(None, description="Folder of LoRAs (*.safetensors) to choose from; none: no choice.")
     auth: SecretStr | None = Field(None, description="name:password that visitors must give.")
     data_dir: Path = Field(Path("data"), description="Folder for everything the app writes.")

@@ -24,6 +24,7 @@ MAX_LEARNT_LOGITS = 2**24  # which are kept for their gradients, for each attent
 KEYS = 256  # whose values are summed up at once: sums of more are rounded worse than torch's own
 MIN_ROWS = 64  # whose logits are computed at once, however many keys there are
 TRIALS, TRIAL_SIZE = 7, 512
+FEW_ROWS = 3  # up to these, MKL's product depends on where its operands lie in memory, on AMD's processors
 GAIN = 1.2  # of oneDNN's speed over MKL's, from which on it is worth the detour
 
 
@@ -37,7 +38,9 @@ class Linear(nn.Linear):
         if not is_plain or not _is_ours(states):
             return super().forward(states)
         if states.dtype == torch.float32:
-            return _multiply_by_onednn(states, self.weight, self.bias) if is_onednn_quick() else super().forward(states)
+            few = states.shape[:-1].numel() <= FEW_ROWS and torch.backends.mkldnn.is_available()
+            ours = few or is_onednn_quick()
+            return _multiply_by_onednn(states, self.weight, self.bias) if ours else super().forward(states)
         return super().forward(states) if is_quick_in_bfloat16() else self._multiply_in_float32(states)
 
     def _multiply_in_float32(self, states: Tensor) -> Tensor:

@@ -47,6 +47,17 @@ def test_a_linear_layer(bias: bool, dtype: torch.dtype) -> None:
     assert_rounded_once(projected, exact)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+def test_where_a_weight_lies_changes_no_bit(rows: int) -> None:
+    """Weights that are fetched lie elsewhere each time, not always at an address that 64 divides."""
+    layer, states = Linear(48, 96), draw(rows, 48, dtype=torch.float32)
+    expected, weight, memory = layer(states), layer.weight, torch.empty(layer.weight.numel() + 64)
+
+    for offset in range(1, 16):
+        layer.weight = nn.Parameter(memory[offset : offset + weight.numel()].view_as(weight).copy_(weight))
+        assert torch.equal(layer(states), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_attention(monkeypatch: pytest.MonkeyPatch, has_bias: bool, dtype: torch.dtype) -> None:

@@ -306,12 +306,25 @@ def coding_flop(shape: ModelShape, load: Workload) -> float:
     return max(texts, 0) + pictures + vae
 
 
-def activation_bytes(shape: ModelShape, load: Workload, element_bytes: int, *, split: bool = False) -> float:
+def exchange_bytes(shape: ModelShape, load: Workload, element_bytes: int, sharing: int) -> float:
+    """Give what each of `sharing` processes sends to the others in a step, where they share attention out by heads.
+
+    Query, key, value and result of its tokens, for the heads that are others': arXiv:2309.14509, section 3.
+    """
+    joined = shape.layers + len(shape.experts)  # a block with an expert exchanges two streams
+    tokens_bytes = shape.tokens(load) / sharing * shape.dim * element_bytes
+    return load.branches * joined * 4 * tokens_bytes * (1 - 1 / sharing)
+
+
+def activation_bytes(
+    shape: ModelShape, load: Workload, element_bytes: int, *, split: bool = False, sharing: int = 1
+) -> float:
     """Give the memory beside the weights at the peak of a step.
 
     element_bytes: of the computing format, 2 or 4. split: guidance branches run one after the other.
+    sharing: processes that hold a share of the tokens each; contexts are whole in all of them.
     """
-    tokens_bytes = shape.tokens(load) * shape.dim * element_bytes
+    tokens_bytes = shape.tokens(load) / sharing * shape.dim * element_bytes
     context_rows = load.branches * TEXT_ROWS + shape.image_rows
     context = (shape.layers + len(shape.experts)) * 2 * context_rows * shape.dim * element_bytes
     rows = 1 if split else load.branches

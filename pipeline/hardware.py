@@ -16,6 +16,7 @@ from pipeline.estimate import (
     Workload,
     activation_bytes,
     coding_flop,
+    exchange_bytes,
     step_flop,
     vae_bytes,
 )
@@ -27,6 +28,7 @@ Offload = Literal["none", "model", "stream", "sequential"]
 # 14B, 81 frames, on an H100.
 EFFICIENCY = 0.44
 LINK_BYTES_PER_S = 25e9  # pinned memory to card, PCIe 4.0 x16
+CARDS_LINK_BYTES_PER_S = 200e9  # card to card: NVLink 4 has 450e9 each way; that half is reached is an assumption
 UNPINNED_BYTES_PER_S = 10e9  # layer by layer without a stream of its own
 PREFETCH_COST = 1.04  # published for layer-wise prefetch on an H100
 NF4_COST = 1.15  # of unpacking 4 bits in every layer: an assumption until this machine has measured it
@@ -139,13 +141,19 @@ def predict(
 
     speed = machine.tflops * 1e12 * EFFICIENCY
     step_s, unguided_step_s = (
-        _step_s(profile, shape, step_flop(shape, each, split=each_split) / speed, 1 + each_split) * correction.step
+        _step_s(profile, shape, _compute_s(machine, shape, each, split=each_split), 1 + each_split) * correction.step
         for each, each_split in ((load, split), (replace(load, guided=False), False))
     )
     rest_s = (coding_flop(shape, load) / speed + _moving_s(profile, shape)) * correction.rest
     unguided_steps = load.num_inference_steps - load.guided_steps
     seconds = step_s * load.guided_steps + unguided_step_s * unguided_steps + rest_s
     return Estimate(seconds, step_s, round(card), round(ram), _disk_bytes(shape, load), tiled, split, correction)
+
+
+def _compute_s(machine: Machine, shape: ModelShape, load: Workload, *, split: bool) -> float:
+    """Give the time that a step computes, on all devices that share it, and that they exchange tokens."""
+    work_s = step_flop(shape, load, split=split) / (machine.tflops * 1e12 * EFFICIENCY)
+    return work_s / machine.sharing + exchange_bytes(shape, load, 2, machine.sharing) / CARDS_LINK_BYTES_PER_S
 
 
 def _split_cost(shape: ModelShape, load: Workload) -> float:
@@ -188,7 +196,7 @@ def _memory(
     """Give the peak on the card and in RAM."""
     weights = weight_bytes(profile, shape)
     element_bytes = 4 if machine.device == "cpu" and profile.weights != "bf16" else 2
-    loop = activation_bytes(shape, load, element_bytes, split=split) * FRAGMENTATION
+    loop = activation_bytes(shape, load, element_bytes, split=split, sharing=machine.sharing) * FRAGMENTATION
     coding = vae_bytes(shape, load, tiled=tiled) * FRAGMENTATION
     match profile.offload:
         case "none":

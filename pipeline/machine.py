@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import psutil
 
+from pipeline.ranks import count_processes
+
 GIB = 2**30
 
 Device = Literal["cuda", "mps", "cpu"]
@@ -43,6 +45,7 @@ class Machine:
 
     card_bytes: memory of one card, 0 without one. capability: CUDA's, such as (9, 0). tflops: dense products in the
     format the device computes in (bf16, float32 on a CPU). packages: those installed of the ones profiles need.
+    sharing: processes that make each video together, each on a card of its own.
     """
 
     device: Device
@@ -54,6 +57,12 @@ class Machine:
     disk_bytes: int
     tflops: float
     packages: frozenset[str] = frozenset()
+    sharing: int = 1
+
+    @property
+    def kind(self) -> str:
+        """Name what a run's times and memory hang on."""
+        return self.name if self.sharing == 1 else f"{self.sharing} x {self.name}"
 
     @property
     def description(self) -> str:
@@ -75,10 +84,12 @@ def look_at_machine(folder: Path, torch: Any = None) -> Machine:
         properties = torch.cuda.get_device_properties(0)
         capability, cards = (properties.major, properties.minor), torch.cuda.device_count()
         tflops = _known_tflops(properties.name) or measure_tflops(torch, "cuda")
-        return Machine("cuda", properties.name, properties.total_memory, capability, cards, ram, disk, tflops, packages)
+        memory, name = properties.total_memory, properties.name
+        return Machine("cuda", name, memory, capability, cards, ram, disk, tflops, packages, count_processes())
     device: Device = "mps" if torch.backends.mps.is_available() else "cpu"
     name = f"{os.cpu_count()} processor cores" if device == "cpu" else f"Apple {platform.processor()}"
-    return Machine(device, name, 0, (0, 0), 0, ram, disk, measure_tflops(torch, device), packages)
+    tflops = measure_tflops(torch, device)
+    return Machine(device, name, 0, (0, 0), 0, ram, disk, tflops, packages, count_processes())
 
 
 def look_at_ram() -> int:

@@ -112,7 +112,7 @@ class Planner:
         card: float | None = None,
         failed: bool = False,
     ) -> None:
-        name, device = self.facts.name, self.machine.name
+        name, device = self.facts.name, self.machine.kind
         self._history.add(Lesson(name, plan.profile.name, device, step, rest, card, failed))
 
     @property
@@ -134,7 +134,7 @@ class Planner:
             )
 
     def _corrections(self, *, mind_failures: bool) -> Corrections:
-        name, device = self.facts.name, self.machine.name
+        name, device = self.facts.name, self.machine.kind
         return {
             profile.name: self._history.correction(name, profile.name, device, mind_failures=mind_failures)
             for profile in list_profiles(self.machine)

@@ -17,9 +17,9 @@ STEPS = 50
 FRAMES = (17, 25, 49, 81)
 CARDS_USABLE = 0.98  # of the memory a card is sold with, as CUDA reports it
 
-# Name, cards, GB of each, GB of RAM, kind. The figures are for a video on one card.
+# Name, cards that make one video together, GB of each, GB of RAM, kind.
 USUAL_MACHINES: Sequence[tuple[str, int, int, int, str]] = (
-    ("8 x H100 80 GB", 8, 80, 1024, "H100"),
+    ("8 x H100 80 GB, together", 8, 80, 1024, "H100"),
     ("H100 80 GB", 1, 80, 256, "H100"),
     ("A100 80 GB", 1, 80, 256, "A100"),
     ("L40S 48 GB", 1, 48, 128, "L40S"),
@@ -35,7 +35,7 @@ USUAL_MACHINES: Sequence[tuple[str, int, int, int, str]] = (
 def usual_machine(name: str, cards: int, card_gb: int, ram_gb: int, kind: str) -> Machine:
     """Give a machine as it would be seen, with all optional packages."""
     memory, packages = round(card_gb * GIB * CARDS_USABLE), frozenset({"torchao", "bitsandbytes"})
-    return Machine("cuda", name, memory, (8, 0), cards, ram_gb * GIB, 500 * GIB, CARD_TFLOPS[kind], packages)
+    return Machine("cuda", name, memory, (8, 0), cards, ram_gb * GIB, 500 * GIB, CARD_TFLOPS[kind], packages, cards)
 
 
 def table(machines: Sequence[Machine]) -> Iterator[str]:

@@ -3,9 +3,14 @@
 import os
 
 
+def count_processes() -> int:
+    """Give how many processes make each video together, a device each."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_parallel() -> bool:
-    """Tell whether this process is one of several that make each video together."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Tell whether this process is one of several that do."""
+    return count_processes() > 1
 
 
 def is_follower() -> bool:

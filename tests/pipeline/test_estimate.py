@@ -18,6 +18,7 @@ from pipeline.estimate import (
     Workload,
     activation_bytes,
     count_weights,
+    exchange_bytes,
     forward_work,
     read_shape,
     step_flop,
@@ -185,3 +186,16 @@ def test_the_vaes_memory_is_that_of_coding() -> None:
 
     assert 0.85 < whole / vae_bytes(RELEASED, load, tiled=False) < 1
     assert 0.8 < tiled / vae_bytes(RELEASED, load, tiled=True) < 1
+
+
+def test_several_processes_hold_a_share_of_the_tokens_each_and_exchange_the_rest() -> None:
+    """Contexts are whole in all of them; one alone sends nothing, eight send seven eighths of their share."""
+    load = Workload(480, 832, 49, num_inference_steps=50)
+    tokens_bytes = RELEASED.tokens(load) * RELEASED.dim * 2
+
+    alone, shared = (activation_bytes(RELEASED, load, 2, sharing=sharing) for sharing in (1, 8))
+
+    assert alone - shared == pytest.approx((2 * 14.5 + 4) * tokens_bytes * 7 / 8)
+    assert exchange_bytes(RELEASED, load, 2, 1) == 0
+    # two branches, 30 plain blocks and 10 with two streams, four times tokens
+    assert exchange_bytes(RELEASED, load, 2, 8) == pytest.approx(2 * 50 * 4 * tokens_bytes / 8 * 7 / 8)

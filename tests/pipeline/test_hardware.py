@@ -139,6 +139,16 @@ def test_prefetching_hides_the_streaming_where_computing_takes_longer() -> None:
     assert seconds["sequential"] == pytest.approx(seconds["resident"] + 29.4 / 10, rel=0.01)
 
 
+def test_several_cards_share_a_step_and_its_memory() -> None:
+    """Eight of them take an eighth of the computing, and what they exchange; what was too large for one is not."""
+    machines = [replace(card(80, tflops=790), sharing=sharing) for sharing in (1, 8)]
+    alone, together = (predict(machine, BY_NAME["resident"], RELEASED, USUAL) for machine in machines)
+    split, whole = (predict(machine, BY_NAME["resident"], RELEASED, LARGE).split for machine in machines)
+
+    assert alone.step_s / 8 < together.step_s < alone.step_s / 6
+    assert (split, whole) == (True, False)
+
+
 def test_a_step_takes_no_less_than_the_streaming() -> None:
     """However fast a card computes, 29.4 GB at 25 GB/s take 1.18 s."""
     assert predict(card(24, tflops=1e6), BY_NAME["stream"], RELEASED, USUAL).step_s == pytest.approx(1.18, rel=0.01)

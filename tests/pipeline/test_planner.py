@@ -132,6 +132,17 @@ def test_finished_runs_correct_the_estimate(tmp_path: Path) -> None:
     assert learned.card_bytes == pytest.approx(0.9 * plan.estimate.card_bytes)
 
 
+def test_runs_of_several_processes_teach_nothing_of_one(tmp_path: Path) -> None:
+    """They are another kind of run."""
+    alone, together, spec = make(card(80), tmp_path), make(replace(card(80), sharing=8), tmp_path), make_spec()
+    plan = together.plan(spec)
+
+    together.learn(spec, plan, Measured(2 * plan.estimate.step_s, 10.0, None))
+
+    assert together.plan(spec).estimate.step_s == pytest.approx(2 * plan.estimate.step_s)
+    assert alone.plan(spec).estimate.correction.runs == 0
+
+
 def test_corrections_do_not_pile_up(tmp_path: Path) -> None:
     """What is learned compares with the arithmetic, not with an estimate that was corrected already."""
     planner, spec = make(card(24), tmp_path), make_spec()

@@ -1,14 +1,20 @@
 """What makes the loop quicker by giving something up: off it is exact, on it does what it says."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from diffusers.hooks.group_offloading import ModuleGroup
 from torch import Tensor
 
 from pipeline import VideoAsPromptPipeline
 from pipeline.denoise import EXACT, Approximations
-from tests.pipeline.conftest import read_golden
+from pipeline.hardware import PROFILES
+from pipeline.weights import load_in_profile
+from tests.pipeline.conftest import GOLDEN, read_golden
+from tests.pipeline.machines import processor
 from tests.pipeline.test_exact_savings import counted_calls
 
 STEPS = 6
@@ -43,6 +49,32 @@ def test_the_cache_skips_blocks_and_stays_near(tiny_pipe: VideoAsPromptPipeline,
     assert 1 <= calls["blocks.1.ffn.net.2"] < STEPS
     assert not torch.equal(cached, exact)
     assert torch.nn.functional.cosine_similarity(cached.flatten(), exact.flatten(), dim=0) > 0.9
+
+
+def test_a_cached_step_fetches_no_layer_of_a_skipped_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layer by layer, a step that repeats others brings the first block's layers and those at the ends alone."""
+    stream = next(profile for profile in PROFILES if profile.name == "stream")
+    pipe = load_in_profile(GOLDEN / "tiny_vap", replace(stream, weights="float32"), processor())
+    names = {module: name for name, module in pipe.transformer.named_modules()}
+    fetched: list[set[str]] = [set()]
+    fetch = ModuleGroup.onload_
+
+    def note(group: ModuleGroup) -> None:
+        fetched[-1] |= {names[module] for module in group.modules if module in names}
+        fetch(group)
+
+    def next_step(pipe: Any, index: int, timestep: Tensor, tensors: dict[str, Tensor]) -> None:
+        fetched.append(set())
+
+    monkeypatch.setattr(ModuleGroup, "onload_", note)
+    changes = {"num_inference_steps": STEPS, "output_type": "latent", "callback_on_step_end": next_step}
+    pipe(**read_golden("pipeline_a").arguments() | changes, approximations=Approximations(cache_threshold=0.6))
+
+    cached = [step for step in fetched[1:STEPS] if "blocks.1.ffn.net.2" not in step]
+    assert cached
+    for step in cached:
+        assert {name.split(".")[1] for name in step if name.startswith("blocks.")} == {"0"}
+        assert "proj_out" in step
 
 
 def test_a_cached_run_leaves_nothing_behind(run: Run) -> None:

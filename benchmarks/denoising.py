@@ -5,8 +5,9 @@
 
 The twin has the 14B's 40 blocks and 10 experts, but 3 heads instead of 40, so that attention, linear layers and the
 rest share its work in a similar way. Every contender is a process of one thread with the same weights and inputs; they
-run in turn, so that a busy machine slows all of them. Figures are CPU seconds, medians over the rounds; memory is what
-the loop needs at its peak beyond the loaded weights.
+run in turn, so that a busy machine slows all of them. Figures are CPU seconds, medians over the rounds. Memory is what
+the loop needs: the weights that a step reads, which is what must lie on a card or be streamed to it, and what the
+process holds at the loop's peak beside all loaded weights.
 
 CHECKOUT: of github.com/bytedance/Video-As-Prompt, which holds its own diffusers. PACKAGE: a folder into which
 `pip install --target PACKAGE --no-deps diffsynth` has installed. Both import `einops`, found beside them or installed.
@@ -28,7 +29,7 @@ OURS = ("studio", "split")  # split: with one guidance branch after the other, a
 
 @dataclass(frozen=True)
 class Result:
-    """One run of one contender. cpu_s: seconds; peak_mb: of the loop, beyond the loaded weights."""
+    """One run of one contender. cpu_s: seconds; peak_mb: of the loop, beside the loaded weights."""
 
     cpu_s: float
     peak_mb: float
@@ -46,7 +47,7 @@ class Contender:
         self.process = subprocess.Popen(
             [*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder
         )
-        self._read()
+        self.weights_mb = self._read()["weights_mb"]
 
     def _read(self) -> dict[str, float]:
         assert self.process.stdout is not None
@@ -102,7 +103,9 @@ def main() -> None:
             for contender in contenders:
                 results[contender.name].append(contender.run())
                 print(number + 1, contender.name, asdict(results[contender.name][-1]), file=sys.stderr, flush=True)
-        print_table(results, measure_differences(contenders), arguments)
+        print_table(results, {contender.name: contender.weights_mb for contender in contenders}, arguments)
+        for name, difference in measure_differences(contenders).items():
+            print(f"largest difference of {name}'s latents: {difference:.1e}")
         for contender in contenders:
             contender.process.kill()
             contender.process.wait()
@@ -117,17 +120,17 @@ def measure_differences(contenders: list[Contender]) -> dict[str, float]:
     return {name: (other - first).abs().max().item() for name, other in latents.items()}
 
 
-def print_table(results: dict[str, list[Result]], differences: dict[str, float], arguments: argparse.Namespace) -> None:
+def print_table(results: dict[str, list[Result]], weights_mb: dict[str, float], arguments: argparse.Namespace) -> None:
     """Print medians, and ratios to our own loop, as Markdown."""
     own = statistics.median(result.cpu_s for result in results["studio"])
     print(f"\n{arguments.dtype}, {arguments.steps} guided steps, {arguments.rounds} rounds\n")
-    print("| | CPU seconds a step | as often as ours | peak of the loop, MB | largest difference of latents |")
-    print("| --- | --- | --- | --- | --- |")
+    print("| | CPU seconds a step | as often as ours | weights read, MB | peak beside weights, MB | both, MB |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for name, runs in results.items():
         seconds = statistics.median(run.cpu_s for run in runs)
         peak = statistics.median(run.peak_mb for run in runs)
-        step = seconds / arguments.steps
-        print(f"| {name} | {step:.1f} | {seconds / own:.2f} | {peak:.0f} | {differences[name]:.1e} |")
+        speed = f"{seconds / arguments.steps:.1f} | {seconds / own:.2f}"
+        print(f"| {name} | {speed} | {weights_mb[name]:.0f} | {peak:.0f} | {weights_mb[name] + peak:.0f} |")
 
 
 def build_parser() -> argparse.ArgumentParser:

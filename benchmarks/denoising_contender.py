@@ -20,6 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.live_memory import bytes_read
+
 LAYERS, TEXT_DIM, IMAGE_DIM, FREQ_DIM = 40, 4096, 1280, 256
 EXPERTS = list(range(0, LAYERS, 4))
 GUIDANCE = 5.0
@@ -88,6 +90,14 @@ TWIN = Network(heads=3, ffn_dim=1040, latent_shape=(1, 16, 13, 18, 26))  # 49 fr
 Predict = Callable[[int, Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class Loop:
+    """One implementation, loaded. begin(steps): prepares a request. weights: all it has loaded."""
+
+    begin: Callable[[int], Predict]
+    weights: list[Tensor]
+
+
 def write(folder: Path) -> None:
     """Write weights and inputs that all contenders share."""
     from pipeline.transformer import VideoAsPromptTransformer3DModel
@@ -129,9 +139,7 @@ def timesteps(steps: int) -> Tensor:
     return torch.tensor([sigma * 1000 for sigma in sigmas(steps)[:-1]])
 
 
-def build_studio(
-    network: Network, inputs: dict[str, Tensor], dtype: torch.dtype, split: bool = False
-) -> Callable[[int], Predict]:
+def build_studio(network: Network, inputs: dict[str, Tensor], dtype: torch.dtype, split: bool = False) -> Loop:
     """Give the project's own network. split: with one guidance branch after the other."""
     from pipeline.conditioning import Conditions, Texts, TextStates
     from pipeline.denoise import prepare_request
@@ -165,10 +173,10 @@ def build_studio(
 
         return predict
 
-    return begin
+    return Loop(begin, [*model.parameters()])
 
 
-def build_reference(network: Network, inputs: dict[str, Tensor], dtype: torch.dtype) -> Callable[[int], Predict]:
+def build_reference(network: Network, inputs: dict[str, Tensor], dtype: torch.dtype) -> Loop:
     """Give the reference implementation's network, out of its own diffusers."""
     module = importlib.import_module("diffusers.models.transformers.transformer_wan_mot")
     with torch.device("meta"):
@@ -204,10 +212,10 @@ def build_reference(network: Network, inputs: dict[str, Tensor], dtype: torch.dt
 
         return predict
 
-    return begin
+    return Loop(begin, [*model.parameters()])
 
 
-def build_diffsynth(network: Network, inputs: dict[str, Tensor], dtype: torch.dtype) -> Callable[[int], Predict]:
+def build_diffsynth(network: Network, inputs: dict[str, Tensor], dtype: torch.dtype) -> Loop:
     """Give DiffSynth-Studio's network."""
     pipeline = import_with_stand_ins("diffsynth.pipelines.wan_video")
     converters = "diffsynth.utils.state_dict_converters.wan_video_"
@@ -253,7 +261,7 @@ def build_diffsynth(network: Network, inputs: dict[str, Tensor], dtype: torch.dt
 
         return predict
 
-    return begin
+    return Loop(begin, [*dit.parameters(), *expert.parameters()])
 
 
 BUILDERS = {
@@ -278,6 +286,13 @@ def import_with_stand_ins(name: str) -> Any:
             if missing in sys.modules or error.name is None or missing.startswith(("diffsynth", "einops")):
                 raise
             sys.modules[missing] = MagicMock(__path__=[], __spec__=ModuleSpec(missing, None))
+
+
+@torch.no_grad()
+def count_weights(loop: Loop, noise: Tensor) -> int:
+    """Give the size of the weights that a step reads, once all is prepared."""
+    predict = loop.begin(1)
+    return bytes_read(loop.weights, lambda: predict(0, noise))
 
 
 @torch.no_grad()
@@ -320,16 +335,15 @@ def main() -> None:
     network = replace(TWIN, folder=Path(folder))
     inputs = load_file(Path(folder) / "inputs.safetensors")
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not mix with the answers
-    begin = BUILDERS[name](network, inputs, getattr(torch, dtype_name))
+    loop = BUILDERS[name](network, inputs, getattr(torch, dtype_name))
     return_freed_memory()
     loaded = resident_mb(peak=False)
-    run(begin, inputs["noise"], 1)
-    print("{}", file=answers, flush=True)
+    print(json.dumps({"weights_mb": count_weights(loop, inputs["noise"]) / 2**20}), file=answers, flush=True)
     for _ in sys.stdin:
         return_freed_memory()  # of the round before, or it would count as this one's
         reset_peak()
         began = time.process_time()
-        latents = run(begin, inputs["noise"], int(steps))
+        latents = run(loop.begin, inputs["noise"], int(steps))
         figures = {"cpu_s": time.process_time() - began, "peak_mb": resident_mb(peak=True) - loaded}
         torch.save(latents, output)
         print(json.dumps(figures), file=answers, flush=True)

@@ -1,10 +1,11 @@
-"""What the denoising loop holds at its peak at the released 14B's size, beside the other implementations.
+"""What the denoising loop needs of memory at the released 14B's size, beside the other implementations.
 
     python -m benchmarks.loop_memory [--reference CHECKOUT] [--diffsynth PACKAGE] [--dtype bfloat16]
 
-Counted on torch's meta device, 480 x 832 and 49 frames, one guided step with its preparation: all tensors that are
-alive at once beside weights and inputs. A kernel of attention that never holds the table of all pairs is assumed, in
-all of them; what a device's allocator adds is not in it. CHECKOUT and PACKAGE as for `benchmarks.denoising`.
+Counted on torch's meta device, 480 x 832 and 49 frames, one guided step: the weights that it reads, which is what must
+lie on a card or be streamed to it, and all tensors that are alive at once beside weights and inputs, preparation
+included. A kernel of attention that never holds the table of all pairs is assumed, in all of them; what a device's
+allocator adds is not in it. CHECKOUT and PACKAGE as for `benchmarks.denoising`.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.denoising import find_paths, search_path
-from benchmarks.denoising_contender import BUILDERS, Network, draw_inputs, run
+from benchmarks.denoising_contender import BUILDERS, Network, count_weights, draw_inputs, run
 from benchmarks.live_memory import peak_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -33,22 +34,14 @@ def _attend(query: Tensor, *given: Any, **options: Any) -> Tensor:
     return torch.empty_like(query)
 
 
-def count(name: str, dtype: torch.dtype, folder: Path) -> int:
-    """Give the peak of one contender, in bytes."""
+def count(name: str, dtype: torch.dtype, folder: Path) -> tuple[int, int]:
+    """Give the weights that one contender's step reads, and its loop's peak beside weights, in bytes."""
     network = replace(RELEASED, folder=folder)
     with torch.device("meta"), patch("torch.nn.functional.scaled_dot_product_attention", _attend):
         inputs = draw_inputs(network)
-        known: list[Tensor] = []
-        load = Network.load
-
-        def remember(network: Network, *given: Any) -> dict[str, Tensor]:
-            weights = load(network, *given)
-            known.extend(weights.values())
-            return weights
-
-        with patch.object(Network, "load", remember):
-            begin = BUILDERS[name](network, inputs, dtype)
-        return peak_bytes([*known, *inputs.values()], lambda: run(begin, inputs["noise"], 1))
+        loop = BUILDERS[name](network, inputs, dtype)
+        peak = peak_bytes([*loop.weights, *inputs.values()], lambda: run(loop.begin, inputs["noise"], 1))
+        return count_weights(loop, inputs["noise"]), peak
 
 
 def main() -> None:
@@ -61,10 +54,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.count:
         name, folder = arguments.count
-        print(count(name, getattr(torch, arguments.dtype), Path(folder)))
+        print(*count(name, getattr(torch, arguments.dtype), Path(folder)))
         return
-    print(f"| {arguments.dtype} | peak of the loop, GB |")
-    print("| --- | --- |")
+    print(f"| {arguments.dtype}, GB | weights read | peak beside weights | both |")
+    print("| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         sizes = {name: list(weight.shape) for name, weight in RELEASED.build().state_dict().items()}
         (Path(folder) / "shapes.json").write_text(json.dumps(sizes))
@@ -78,7 +71,8 @@ def main() -> None:
                 env=os.environ | search_path(path),
                 cwd=ROOT,
             )
-            print(f"| {name} | {int(ended.stdout.splitlines()[-1]) / 1e9:.1f} |", flush=True)
+            weights, peak = (int(number) / 1e9 for number in ended.stdout.splitlines()[-1].split())
+            print(f"| {name} | {weights:.1f} | {peak:.1f} | {weights + peak:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,11 @@ CONDITION_FRAMES = 13
 POOL_SIZE = 75  # blocks of one shape
 SCENES, MOTIONS = 4, 4  # of a block: each scene under each motion
 FRESH_SHARE = 0.04  # of the pairs that are drawn, another block is made
-FIRST_BLOCKS = 9  # of one shape are made before any serves again
+# So many blocks of one shape are made before any serves again; fewer of large ones, or a sitting's first half hour
+# would go by with making clips of shapes that seldom come.
+FIRST_BLOCKS, FIRST_TOKENS = 9, 2700
 WITHOUT_OBJECT = 0.15  # of the blocks
-PRACTICE = 3.0
+PRACTICE = 4.0
 STRENGTHS = ("a little", "a lot")  # said of amounts below and above a third and two thirds, half of the time
 
 
@@ -60,9 +62,9 @@ class Diet:
 
     light_share: of the effects that change light and colour alone, which are learnt at once. camera_share: of those
     that move the whole picture, which are learnt next; the rest happens to objects.
-    eased: whether some start and end slowly. combined: the share with two effects. spread: of their parameters.
-    plain: scenes of few shapes in few colours. practised: names of effects drawn `PRACTICE` times as often as the
-    others of their kind.
+    eased: whether some start and end slowly. combined: the share with two effects, of two kinds. spread: of their
+    parameters. plain: scenes of few shapes in few colours. practised: names of effects drawn `PRACTICE` times as often
+    as the others of their kind.
     """
 
     effects: tuple[Effect, ...]
@@ -75,8 +77,15 @@ class Diet:
     practised: frozenset[str] = frozenset()
 
     def draw_effects(self, generator: Generator, with_object: bool) -> list[Effect]:
-        """Draw what happens: one effect, or two at once."""
+        """Draw what happens: one effect, or one and another of another kind at once."""
         effects = [effect for effect in self.effects if with_object or not effect.needs_object]
+        first = self._draw_effect(generator, effects)
+        if torch.rand((), generator=generator) >= self.combined:
+            return [first]
+        others = [effect for effect in effects if _kind(effect) != _kind(first)]
+        return [first, self._draw_effect(generator, others)]
+
+    def _draw_effect(self, generator: Generator, effects: list[Effect]) -> Effect:
         kinds = [_kind(effect) for effect in effects]
         shares = {
             "light": self.light_share,
@@ -88,8 +97,7 @@ class Diet:
         for kind, share in shares.items():
             of_kind = turns * torch.tensor([kind == other for other in kinds])
             weights += share * of_kind / of_kind.sum().clamp(min=1)
-        count = 2 if torch.rand((), generator=generator) < self.combined else 1
-        return [effects[index] for index in torch.multinomial(weights, count, generator=generator).tolist()]
+        return effects[int(torch.multinomial(weights, 1, generator=generator))]
 
 
 def _kind(effect: Effect) -> str:
@@ -211,6 +219,11 @@ def draw_block(generator: Generator, shape: Shape, codec: Codec, diet: Diet, sce
     )
 
 
+def first_blocks(shape: Shape) -> int:
+    """Give how many blocks of a shape are made before any serves again."""
+    return min(FIRST_BLOCKS, max(2, FIRST_TOKENS // shape.tokens))
+
+
 @dataclass
 class Pool:
     """Blocks by shape; old ones give way to new ones."""
@@ -226,7 +239,7 @@ class Pool:
         chance: 0 to 1, whether one is; workers that wait for each other make theirs at the same time.
         """
         pool = self.blocks.setdefault(shape, [])
-        wanted = int(len(pool) < FIRST_BLOCKS or chance < FRESH_SHARE * count)
+        wanted = int(len(pool) < first_blocks(shape) or chance < FRESH_SHARE * count)
         fresh = max(wanted, count - len(pool))
         pool.extend(draw_block(self.generator, shape, self.codec, self.diet) for _ in range(fresh))
         del pool[:-POOL_SIZE]

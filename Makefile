@@ -40,6 +40,6 @@ bench: $(VENV)/.tests  ## the denoising loop on a small twin of the 14B
 nano-train: $(VENV)/.tests  ## train the small model from nothing, or go on where the last sitting ended
 	$(BIN)/python -m training
 
-nano-eval: $(VENV)/.tests  ## the shipped nano on held-out scenes: the effects it is for, then two at a time
+nano-eval: $(VENV)/.tests  ## the shipped nano on held-out scenes: every effect, then two at a time
 	$(BIN)/python -m training evaluate
 	$(BIN)/python -m training evaluate --effects paired --out runs/evaluation/paired

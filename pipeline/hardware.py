@@ -139,20 +139,24 @@ def predict(
     split = split or (load.guided and tiled and _exceeds(machine, memory(tiled=True, split=False)))
     card, ram = memory(tiled, split)
 
-    speed = machine.tflops * 1e12 * EFFICIENCY
     step_s, unguided_step_s = (
         _step_s(profile, shape, _compute_s(machine, shape, each, split=each_split), 1 + each_split) * correction.step
         for each, each_split in ((load, split), (replace(load, guided=False), False))
     )
-    rest_s = (coding_flop(shape, load) / speed + _moving_s(profile, shape)) * correction.rest
+    rest_s = (coding_flop(shape, load) / _speed(machine) + _moving_s(profile, shape)) * correction.rest
     unguided_steps = load.num_inference_steps - load.guided_steps
     seconds = step_s * load.guided_steps + unguided_step_s * unguided_steps + rest_s
     return Estimate(seconds, step_s, round(card), round(ram), _disk_bytes(shape, load), tiled, split, correction)
 
 
+def _speed(machine: Machine) -> float:
+    """Give what one device does in this network, in FLOP a second."""
+    return machine.tflops * 1e12 * EFFICIENCY
+
+
 def _compute_s(machine: Machine, shape: ModelShape, load: Workload, *, split: bool) -> float:
     """Give the time that a step computes, on all devices that share it, and that they exchange tokens."""
-    work_s = step_flop(shape, load, split=split) / (machine.tflops * 1e12 * EFFICIENCY)
+    work_s = step_flop(shape, load, split=split) / _speed(machine)
     return work_s / machine.sharing + exchange_bytes(shape, load, 2, machine.sharing) / CARDS_LINK_BYTES_PER_S
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from training import autoencoder
 from training.denoiser import load_tokenizer, train_denoiser
-from training.effects import EASY_EFFECTS, EFFECTS, NANO_EFFECTS, PAIRED_EFFECTS
+from training.effects import EASY_EFFECTS, EFFECTS, PAIRED_EFFECTS
 from training.evaluate import evaluate
 from training.export import export_nano, resume_nano
 from training.sittings import start_workers
@@ -13,12 +13,7 @@ from training.sittings import start_workers
 ROOT = Path(__file__).parents[1]
 MINUTES = {"pictures": 9.0, "clips": 40.0, "denoiser": 45.0}
 # what the evaluation tries, and what a result could be taken for besides
-TRIED = {
-    "nano": (NANO_EFFECTS, ()),
-    "easy": (EASY_EFFECTS, ()),
-    "paired": (PAIRED_EFFECTS, EASY_EFFECTS),
-    "all": (EFFECTS, ()),
-}
+TRIED = {"all": (EFFECTS, ()), "easy": (EASY_EFFECTS, ()), "paired": (PAIRED_EFFECTS, EASY_EFFECTS)}
 DIETS = {"pictures": autoencoder.PICTURES, "clips": autoencoder.CLIPS}
 
 
@@ -50,10 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--frames", type=int, default=17, help="of the evaluation's clips")
     parser.add_argument("--guidance", type=float, default=3.0, help="of the evaluation; 1: none")
     parser.add_argument(
-        "--effects",
-        choices=TRIED,
-        default="nano",
-        help="to evaluate: those nano is for; the easy ones of them; two at a time; all it was ever taught",
+        "--effects", choices=TRIED, default="all", help="to evaluate; easy: those that are taught first"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "evaluation", help="figures and contact sheets")
     return parser

@@ -33,7 +33,7 @@ from training.components import (
     build_transformer,
     copy_base_to_experts,
 )
-from training.effects import EASY_EFFECTS, EFFECTS, NANO_EFFECTS
+from training.effects import EASY_EFFECTS, EFFECTS
 from training.reader import Reader, Truth
 from training.samples import SIZES, Codec, Diet, Pair, Pool, Shape, landscape, portrait
 from training.sittings import Optimizers, Worker, return_freed_memory, save_checkpoint, sitting, write_log
@@ -56,9 +56,11 @@ STRONG = replace(PLAIN, spread=1.0)  # what is read of a reference need not be g
 PHOTOGRAPHIC = replace(STRONG, plain=False)
 ALL_EFFECTS = replace(PHOTOGRAPHIC, effects=EFFECTS, light_share=0.1, camera_share=0.2, eased=True)
 EVERYTHING = replace(ALL_EFFECTS, combined=0.15)
-# what was not learnt by then
-HARD = frozenset({"spin_right", "spin_left", "shake"})
-PRACTICE = replace(EVERYTHING, effects=NANO_EFFECTS, practised=HARD, combined=0.25)
+# what was not learnt by then, but for what is rarely wanted
+HARD = frozenset({"spin_right", "spin_left", "dissolve", "melt", "shake", "quake"})
+PRACTICE = replace(EVERYTHING, practised=HARD)
+# what the autoencoder cannot show needs no practice: grains, and what shakes within four frames
+PAIRS = replace(EVERYTHING, practised=frozenset({"spin_right", "spin_left", "melt", "shake"}), combined=0.3)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ LESSONS = (
     Lesson(75_000, PHOTOGRAPHIC, (0.65, 0.15, 0.1, 0.1), (0.9, 0.05, 0.05, 0.0), (0.6, 0.2, 0.2), 10.0),
     Lesson(200_000, ALL_EFFECTS, (0.65, 0.15, 0.1, 0.1), (0.85, 0.05, 0.05, 0.05), (0.4, 0.2, 0.4), 10.0),
     Lesson(225_000, EVERYTHING, (0.6, 0.12, 0.14, 0.14), (0.82, 0.06, 0.05, 0.07), (0.4, 0.2, 0.4), 8.0),
-    Lesson(10**9, PRACTICE, (0.64, 0.08, 0.14, 0.14), (0.87, 0.06, 0.02, 0.05), (0.6, 0.15, 0.25), 8.0),
+    Lesson(282_000, PRACTICE, (0.6, 0.12, 0.14, 0.14), (0.82, 0.06, 0.05, 0.07), (0.4, 0.2, 0.4), 8.0),
+    Lesson(10**9, PAIRS, (0.6, 0.12, 0.14, 0.14), (0.82, 0.06, 0.05, 0.07), (0.4, 0.2, 0.4), 8.0),
 )
 
 

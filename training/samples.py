@@ -24,11 +24,11 @@ CONDITION_FRAMES = 13
 POOL_SIZE = 75  # blocks of one shape
 SCENES, MOTIONS = 4, 4  # of a block: each scene under each motion
 FRESH_SHARE = 0.04  # of the pairs that are drawn, another block is made
-# So many blocks of one shape are made before any serves again; fewer of large ones, or a sitting's first half hour
-# would go by with making clips of shapes that seldom come.
+# So many blocks of one shape are made before any serves again; fewer of large ones, or much of a sitting would go by
+# with making clips of shapes that seldom come.
 FIRST_BLOCKS, FIRST_TOKENS = 9, 2700
 WITHOUT_OBJECT = 0.15  # of the blocks
-PRACTICE = 4.0
+PRACTICE = 3.0
 STRENGTHS = ("a little", "a lot")  # said of amounts below and above a third and two thirds, half of the time
 
 

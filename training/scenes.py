@@ -19,9 +19,6 @@ CANVAS_MARGIN = 1.25  # a background is this much larger than the frame; beyond,
 SPRITE_SIZE = 64
 GLYPHS = "ABCDEFGHKMNPQRSTUVWXYZ2345679&?%@#"
 HELD_OUT_GLYPHS = "JL8$"
-# Shares of the objects to train on: of most of the others nobody can see that they turn.
-BAR_SHARE, TWO_TONE_SHARE = 0.25, 0.35
-MIN_TWO_TONE = 0.5  # distance in RGB between the two colours
 MIN_CONTRAST = 0.3  # distance in RGB, 0 to 1, between an object's mean colour and what is behind it
 
 
@@ -207,17 +204,6 @@ def _draw_blob(generator: Generator) -> Tensor:
     return _mask_of_outline(torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1))
 
 
-def _draw_bar(generator: Generator) -> Tensor:
-    """Draw a long thing, every other one with a point."""
-    half = _uniform(generator, 0.2, 0.45)
-    is_pointed = _chance(generator, 0.5)
-    end = [[0.2, -half], [0.95, 0.0], [0.2, half]] if is_pointed else [[0.95, -half], [0.95, half]]
-    points = torch.tensor([[-0.95, -half], *end, [-0.95, half]])
-    angle = torch.tensor(_uniform(generator, 0, 2 * math.pi))
-    turn = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()]).view(2, 2)
-    return _mask_of_outline(points @ turn * (0.97 / points.norm(dim=1).max()).clamp(max=1))
-
-
 @cache
 def _draw_letter(letter: str) -> Tensor:
     canvas = Image.new("L", (SPRITE_SIZE * 2, SPRITE_SIZE * 2))
@@ -233,26 +219,13 @@ def _draw_glyph(generator: Generator, held_out: bool) -> Tensor:
 
 
 def _draw_mask(generator: Generator, held_out: bool) -> Tensor:
-    if not held_out and _chance(generator, BAR_SHARE):
-        return _draw_bar(generator)
     kind = _uniform(generator, 0, 1)
     if kind < 0.4:
         return _draw_polygon(generator)
     return _draw_blob(generator) if kind < 0.7 else _draw_glyph(generator, held_out)
 
 
-def _paint_two_tone(generator: Generator) -> Tensor:
-    """Paint one half in one colour, the other in quite another."""
-    first = second = _colour(generator)
-    while (first - second).norm() < MIN_TWO_TONE:
-        second = _colour(generator)
-    half = torch.sigmoid(_along(generator, SPRITE_SIZE, SPRITE_SIZE) * 20)
-    return torch.lerp(first[:, None, None], second[:, None, None], half)
-
-
 def _draw_filling(generator: Generator, held_out: bool, plain: bool) -> Tensor:
-    if not held_out and _chance(generator, TWO_TONE_SHARE):
-        return _paint_two_tone(generator)
     kind = 0.0 if plain else _uniform(generator, 0, 1)
     if kind < 0.35:
         return _colour(generator)[:, None, None].expand(3, SPRITE_SIZE, SPRITE_SIZE)

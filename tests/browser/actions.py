@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from pipeline.presets import load_presets
 
-GENERATION_TIMEOUT_MS = 150_000
+GENERATION_TIMEOUT_MS = 300_000
 
 
 def fill(page: Page, field: str, text: str) -> None:
@@ -25,11 +25,12 @@ def upload(page: Page, field: str, path: Path) -> None:
 
 
 def make_it_short(page: Page, steps: int = 4) -> None:
-    """Ask for as little work as still shows everything."""
+    """Ask for as little work as still shows everything; without guidance a step is half as much."""
     fill(page, "num_frames", "17")
     if not page.locator("#field-num_inference_steps").is_visible():
         page.get_by_role("button", name="More settings").click()
     fill(page, "num_inference_steps", str(steps))
+    fill(page, "guidance_scale", "1")
 
 
 def fill_all(page: Page, clip: Path, photo: Path, prompt: str = "The astronaut slowly turns into the earth.") -> None:

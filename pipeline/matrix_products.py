@@ -3,13 +3,14 @@
 What is quick depends on the processor, and is measured once. Many have no units for bfloat16, or slow ones: there two
 bfloat16 matrices take twice as long to multiply as two in float32, so operands in bfloat16 are brought to float32 piece
 by piece, multiplied, and the product is rounded back: the same sums of the same numbers, with a scratch of a few MB. In
-float32, oneDNN is twice as quick on some (AMD's) as MKL, which torch's linear layers and attention go by. All this is
-without gradients; with them, only attention in bfloat16 is ours, where its weights are few enough to be kept. The rest
-goes to torch's layers and to diffusers' choice of attention.
+float32, oneDNN is twice as quick on some (AMD's) as MKL, which torch's linear layers and attention go by. Where
+bfloat16 is quick, torch's attention in it can still be slow: it multiplies piece by small piece. All this is without
+gradients; with them, only attention in bfloat16 is ours, where its weights are few enough to be kept. The rest goes to
+torch's layers and to diffusers' choice of attention.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, reduce
 from typing import Any
 
@@ -22,8 +23,9 @@ PIECE = 512  # rows: many enough for the full speed of a product
 MAX_LOGITS = 2**20  # at once, for each thread: 4 MB
 MAX_LEARNT_LOGITS = 2**24  # which are kept for their gradients, for each attention
 KEYS = 256  # whose values are summed up at once: sums of more are rounded worse than torch's own
+MANY_KEYS = 512  # from which on attention with logits in float32 and values in bfloat16 can be the quicker one
 MIN_ROWS = 64  # whose logits are computed at once, however many keys there are
-TRIALS, TRIAL_SIZE = 7, 512
+TRIALS, TRIAL_SIZE, TRIAL_HEAD = 7, 512, 128
 FEW_ROWS = 3  # up to these, MKL's product depends on where its operands lie in memory, as seen on an AMD EPYC
 GAIN = 1.2  # of oneDNN's speed over MKL's, from which on it is worth the detour
 
@@ -86,7 +88,7 @@ def attend(
     for row in range(len(query)):
         mask = None if bias is None else bias[row, 0].float()
         for head in range(query.shape[2]):
-            asking, asked, given = (states[row, :, head].float().contiguous() for states in (query, key, value))
+            asking, asked, given = (states[row, :, head] for states in (query, key, value))
             attend_head(asking, asked, given, mask, attended[row, :, head])
     return attended
 
@@ -102,28 +104,48 @@ HeadAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], None]
 def _choose_attention(states: Tensor) -> HeadAttention | None:
     """Give what attends in one head, or None if that is torch's own for all heads.
 
-    Takes queries (S, head_dim), keys and values (n, head_dim), float32, and a bias (1, n); writes to (S, head_dim).
+    Takes queries (S, head_dim), keys and values (n, head_dim), and a bias (1, n), float32; writes to (S, head_dim).
     """
     if not _is_ours(states):
         return None
-    if is_onednn_quick() and states.shape[1] >= KEYS:  # pieces of fewer keys are not worth their number
+    keys = states.shape[1]
+    if is_onednn_quick() and keys >= KEYS:  # pieces of fewer keys are not worth their number
         return _attend_by_onednn
-    return None if states.dtype == torch.float32 or is_quick_in_bfloat16() else _attend_in_float32
+    if states.dtype == torch.float32:
+        return None
+    if not is_quick_in_bfloat16():
+        return _attend_in_float32
+    return _attend_in_both if keys >= MANY_KEYS and is_attention_quick_in_both() else None
 
 
 def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, attended: Tensor) -> None:
-    states = (query[None, None], key[None, None], value[None, None])
-    attended.copy_(F.scaled_dot_product_attention(*states, attn_mask=bias)[0, 0])
+    query, key, value = (states[None, None].float() for states in (query, key, value))
+    attended.copy_(F.scaled_dot_product_attention(query, key, value, attn_mask=bias)[0, 0])
 
 
 def _attend_by_onednn(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, attended: Tensor) -> None:
-    query = query * query.shape[-1] ** -0.5
+    value = value.float().contiguous()
+    for weights, wanted in _weigh_by_onednn(query, key, bias, attended):
+        sums = zip(weights.split(KEYS, dim=1), value.split(KEYS), strict=True)
+        wanted.copy_(reduce(Tensor.add_, (_multiply_by_onednn(some, given.T, None) for some, given in sums)))
+
+
+def _attend_in_both(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, attended: Tensor) -> None:
+    """Attend with logits in float32 and values in bfloat16, to which torch's own rounds the weights too."""
+    value = value.contiguous()
+    for weights, wanted in _weigh_by_onednn(query, key, bias, attended):
+        torch.mm(weights.type_as(value), value, out=wanted)
+
+
+def _weigh_by_onednn(
+    query: Tensor, key: Tensor, bias: Tensor | None, attended: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give the weights of a piece of the queries, (rows, n) float32, with its part of the result."""
+    query, key = query.float() * query.shape[-1] ** -0.5, key.float().contiguous()
     rows = min(PIECE, max(MIN_ROWS, MAX_LOGITS // len(key))) * torch.get_num_threads()
     for asking, wanted in zip(query.split(rows), attended.split(rows), strict=True):
         logits = _multiply_by_onednn(asking, key, None if bias is None else bias[0])
-        weights = torch.softmax(logits, dim=-1, out=logits)
-        sums = zip(weights.split(KEYS, dim=1), value.split(KEYS), strict=True)
-        wanted.copy_(reduce(Tensor.add_, (_multiply_by_onednn(some, given.T, None) for some, given in sums)))
+        yield torch.softmax(logits, dim=-1, out=logits), wanted
 
 
 def _learns_in_bfloat16(states: Tensor) -> bool:
@@ -158,6 +180,21 @@ def is_onednn_quick() -> bool:
         return False
     matrix = torch.ones(TRIAL_SIZE, TRIAL_SIZE)
     return _measure_gain(lambda: F.linear(matrix, matrix), lambda: _multiply_by_onednn(matrix, matrix, None)) > GAIN
+
+
+@cache
+def is_attention_quick_in_both() -> bool:
+    """Whether attention with logits in float32 and values in bfloat16 is quicker here than torch's. Measured once."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    query, keys = (torch.ones(rows, TRIAL_HEAD, dtype=torch.bfloat16) for rows in (TRIAL_SIZE, 2 * TRIAL_SIZE))
+    attended, states = torch.empty_like(query), (query[None, None], keys[None, None], keys[None, None])
+
+    def attend_in_both() -> Tensor:
+        _attend_in_both(query, keys, keys, None, attended)
+        return attended
+
+    return _measure_gain(lambda: F.scaled_dot_product_attention(*states), attend_in_both) > 1
 
 
 def _measure_gain(usual: Callable[[], Tensor], other: Callable[[], Tensor]) -> float:

@@ -1,13 +1,21 @@
 """Products are the exact ones, rounded once, by whichever way is quick; all else goes to the layers and backends."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pipeline import matrix_products
-from pipeline.matrix_products import PIECE, Linear, attend, is_onednn_quick, is_quick_in_bfloat16, multiply_quickly
+from pipeline.matrix_products import (
+    PIECE,
+    Linear,
+    attend,
+    is_attention_quick_in_both,
+    is_onednn_quick,
+    is_quick_in_bfloat16,
+    multiply_quickly,
+)
 
 ROWS, TOKENS, HEADS, DIM = 2, PIECE + 100, 3, 64
 ROUNDING = 2**-8  # of bfloat16, to the nearest
@@ -86,6 +94,32 @@ def test_attention_to_many_keys_goes_in_pieces(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(matrix_products, "KEYS", 40)
 
     torch.testing.assert_close(attend(query, key, value), usual)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_attention_with_values_in_bfloat16(monkeypatch: pytest.MonkeyPatch, has_bias: bool) -> None:
+    """Weights are rounded as torch's own attention rounds them, logits are not; in pieces, the last of them shorter."""
+    for name, is_so in (("is_quick_in_bfloat16", True), ("is_onednn_quick", False)):
+        monkeypatch.setattr(matrix_products, name, lambda is_so=is_so: is_so)
+    monkeypatch.setattr(matrix_products, "is_attention_quick_in_both", lambda: True)
+    monkeypatch.setattr(matrix_products, "MANY_KEYS", 70)
+    query, key, value = (draw(ROWS, count, HEADS, DIM, seed=count) for count in (TOKENS, 70, 71))
+    bias = torch.tensor([[0.0] * 69 + [6.0], [-torch.inf] + [1.0] * 69])[:, None, None] if has_bias else None
+    before = query.clone()
+
+    attended = attend(query, 4 * key, value[:, :70], bias)
+
+    queries, keys, values = (states.double().transpose(1, 2) for states in (query, 4 * key, value[:, :70]))
+    logits = queries @ keys.mT / DIM**0.5 + (0 if bias is None else bias.double())
+    exact = (logits.softmax(-1) @ values).transpose(1, 2)
+    assert attended.dtype == torch.bfloat16
+    assert (attended.double() - exact).norm() < ROUNDING * exact.norm()
+    assert torch.equal(query, before)
+    monkeypatch.setattr(matrix_products, "is_attention_quick_in_both", lambda: False)
+    theirs = attend(query, 4 * key, value[:, :70], bias)
+    assert not torch.equal(theirs, attended)
+    assert (theirs.double() - exact).norm() < ROUNDING * exact.norm()
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
@@ -191,7 +225,23 @@ def test_decisions_follow_the_measured_gain(monkeypatch: pytest.MonkeyPatch, gai
     monkeypatch.setattr(matrix_products, "_measure_gain", lambda usual, other: gain)
 
     assert is_quick_in_bfloat16.__wrapped__() == (gain > 1)
+    assert is_attention_quick_in_both.__wrapped__() == (gain > 1 and torch.backends.mkldnn.is_available())
     assert is_onednn_quick.__wrapped__() == (gain > 1.2 and torch.backends.mkldnn.is_available())
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
+def test_a_trial_of_attention_compares_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's, and that with values in bfloat16."""
+    results: list[Tensor] = []
+
+    def run_both(usual: Callable[[], Tensor], other: Callable[[], Tensor]) -> float:
+        results.extend((usual()[0, 0], other()))
+        return 2.0
+
+    monkeypatch.setattr(matrix_products, "_measure_gain", run_both)
+
+    assert is_attention_quick_in_both.__wrapped__()
+    assert torch.equal(*results)
 
 
 def test_a_trial_takes_time() -> None:

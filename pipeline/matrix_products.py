@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 PIECE = 512  # rows: many enough for the full speed of a product
 MAX_LOGITS = 2**20  # at once, for each thread: 4 MB
+MAX_MIXED_LOGITS = 2**18  # the same where values are in bfloat16: 1 MB, as quick as 4 there
 MAX_LEARNT_LOGITS = 2**24  # which are kept for their gradients, for each attention
 KEYS = 256  # whose values are summed up at once: sums of more are rounded worse than torch's own
 MANY_KEYS = 512  # from which on attention with logits in float32 and values in bfloat16 can be the quicker one
@@ -125,7 +126,7 @@ def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor, bias: Tensor |
 
 def _attend_by_onednn(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, attended: Tensor) -> None:
     value = value.float().contiguous()
-    for weights, wanted in _weigh_by_onednn(query, key, bias, attended):
+    for weights, wanted in _weigh_by_onednn(query, key, bias, attended, MAX_LOGITS):
         sums = zip(weights.split(KEYS, dim=1), value.split(KEYS), strict=True)
         wanted.copy_(reduce(Tensor.add_, (_multiply_by_onednn(some, given.T, None) for some, given in sums)))
 
@@ -133,16 +134,16 @@ def _attend_by_onednn(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | 
 def _attend_in_both(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, attended: Tensor) -> None:
     """Attend with logits in float32 and values in bfloat16, to which torch's own rounds the weights too."""
     value = value.contiguous()
-    for weights, wanted in _weigh_by_onednn(query, key, bias, attended):
+    for weights, wanted in _weigh_by_onednn(query, key, bias, attended, MAX_MIXED_LOGITS):
         torch.mm(weights.type_as(value), value, out=wanted)
 
 
 def _weigh_by_onednn(
-    query: Tensor, key: Tensor, bias: Tensor | None, attended: Tensor
+    query: Tensor, key: Tensor, bias: Tensor | None, attended: Tensor, max_logits: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Give the weights of a piece of the queries, (rows, n) float32, with its part of the result."""
     query, key = query.float() * query.shape[-1] ** -0.5, key.float().contiguous()
-    rows = min(PIECE, max(MIN_ROWS, MAX_LOGITS // len(key))) * torch.get_num_threads()
+    rows = min(PIECE, max(MIN_ROWS, max_logits // len(key))) * torch.get_num_threads()
     for asking, wanted in zip(query.split(rows), attended.split(rows), strict=True):
         logits = _multiply_by_onednn(asking, key, None if bias is None else bias[0])
         yield torch.softmax(logits, dim=-1, out=logits), wanted

@@ -65,8 +65,7 @@ class Desk:
             **QUIET,
         )
         opened.then(fn=None, inputs=page.job, js="(job) => window.studio.nameJob(job)", **private)
-        # progress on the timer, which shows none: on all outputs Gradio redraws some sixty hidden trackers each time
-        looked = self.timer.tick(self.follow, outputs=[*told, *self.shown], show_progress_on=self.timer, **follows)
+        looked = self.timer.tick(self.follow, outputs=[*told, *self.shown], **follows)
         stopped = form.stop.click(self.stop, outputs=[*told, *self.shown], **follows)
         for answered in (submitted, opened, looked, stopped):
             self.go_on_after(answered)

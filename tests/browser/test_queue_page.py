@@ -172,7 +172,7 @@ def test_a_reload_keeps_the_form(page: Page, context: BrowserContext, app_url: s
 
 def test_a_link_shows_the_same_on_another_device(page: Page, browser: Browser) -> None:
     """Progress first, then the video, with its settings; to stop it is for its owner alone."""
-    choose_example(page, steps=50)  # half a minute: still under way when the other device has opened the page
+    choose_example(page, steps=50)  # still under way when the other device has opened the page
     generate(page)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.click("#copy-link")

@@ -133,6 +133,24 @@
     }, 120);
   };
 
+  // Clips play by themselves, but not for those who asked their system for less motion: they start them.
+  const lessMotion = matchMedia("(prefers-reduced-motion: reduce)");
+  const held = new WeakSet();
+  document.addEventListener(
+    "loadstart",
+    ({ target }) => {
+      if (lessMotion.matches && target.autoplay) held.add(target);
+    },
+    true,
+  );
+  document.addEventListener(
+    "play",
+    ({ target }) => {
+      if (held.delete(target)) target.pause();
+    },
+    true,
+  );
+
   // The buttons of the examples have their name beside the picture; Gradio would read it out twice.
   for (const picture of document.querySelectorAll(".example img")) picture.alt = "";
 

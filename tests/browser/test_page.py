@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from pipeline.presets import load_presets
 from tests.browser.actions import (
     GENERATION_TIMEOUT_MS,
+    choose_example,
     fill,
     fill_all,
     make_it_short,
@@ -252,6 +253,22 @@ def test_a_phone_shows_one_column_without_scrolling_sideways(page: Page, app_url
 
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert sticks_out(page) == []
+
+
+def test_who_wants_less_motion_starts_the_clip_by_hand(browser: Browser, app_url: str) -> None:
+    """Elsewhere it plays by itself."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    open_studio(page, app_url)
+    choose_example(page)
+    clip = page.locator("#clip video")
+
+    expect(clip).to_have_js_property("readyState", 4)
+    page.wait_for_timeout(500)
+    expect(clip).to_have_js_property("paused", True)
+
+    clip.click()
+    expect(clip).to_have_js_property("paused", False)
+    page.close()
 
 
 def test_the_page_says_which_model_it_uses(page: Page) -> None:

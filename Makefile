@@ -31,7 +31,7 @@ format: $(VENV)/.tests
 test: $(VENV)/.tests  ## all tests
 	tests/install_programs.sh
 	# a thread for each of two processes: more of them would wait for each other on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 # BENCH="--reference CHECKOUT --diffsynth FOLDER --dtype bfloat16" compares; python -m benchmarks.denoising --help says how
 bench: $(VENV)/.tests  ## the denoising loop on a small twin of the 14B

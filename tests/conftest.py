@@ -12,7 +12,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where several processes share the work (`make test`), keep together what shares an app, a server or a model.
 
     That is a file, or all tests of the browser: Playwright's event loop must not run beside other packages' tests.
+    What is slow comes first, so that no process ends with a long file while the others have nothing left.
     """
+    slow = {item.path for item in items if any(item.iter_markers("slow")) or any(item.iter_markers("browser"))}
+    items.sort(key=lambda item: item.path not in slow)
     for item in items:
         folder = item.path.parent
         item.add_marker(pytest.mark.xdist_group(str(folder if folder.name == "browser" else item.path)))

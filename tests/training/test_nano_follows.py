@@ -25,6 +25,12 @@ def pipe() -> VideoAsPromptPipeline:
     return pipe
 
 
+@pytest.fixture(scope="module")
+def results(pipe: VideoAsPromptPipeline) -> dict[str, torch.Tensor]:
+    """What the shipped model makes of each trial."""
+    return {trial.effect.name: generate(pipe, trial, OPTIONS) for trial in choose_trials()}
+
+
 def choose_trials() -> list[Trial]:
     """One held-out scene for each of the effects to tell apart."""
     trials = {trial.effect.name: trial for trial in draw_trials(5, 1, 17, EFFECTS)}
@@ -37,27 +43,28 @@ def nearest(trial: Trial, result: torch.Tensor) -> str:
     return min(effects, key=lambda effect: (trial.truth(effect) - result).square().mean().item()).name
 
 
-def count_hits(pipe: VideoAsPromptPipeline) -> int:
-    return sum(nearest(trial, generate(pipe, trial, OPTIONS)) == trial.effect.name for trial in choose_trials())
+def count_hits(results: dict[str, torch.Tensor]) -> int:
+    trials = [trial for trial in choose_trials() if trial.effect.name in results]
+    return sum(nearest(trial, results[trial.effect.name]) == trial.effect.name for trial in trials)
 
 
 @pytest.mark.slow
-def test_the_effect_comes_from_the_reference(pipe: VideoAsPromptPipeline) -> None:
+def test_the_effect_comes_from_the_reference(results: dict[str, torch.Tensor]) -> None:
     """Without a caption, on scenes never trained on, each result is nearest to its reference's effect.
 
     A model that does not look at the reference is right once in eighteen, by chance.
     """
-    assert count_hits(pipe) == len(TOLD_APART)
+    assert count_hits(results) == len(TOLD_APART)
 
 
 @pytest.mark.slow
 def test_an_untrained_model_fails_this_evaluation(pipe: VideoAsPromptPipeline) -> None:
-    """Or it would show nothing: a transformer before its training holds the start image still."""
+    """Or it would show nothing. A third of the trials, with a transformer that holds the start image still as yet."""
     torch.manual_seed(0)
     untrained = VideoAsPromptPipeline(**{**pipe.components, "transformer": build_transformer().eval()})
     untrained.set_progress_bar_config(disable=True)
 
-    assert count_hits(untrained) < 3
+    assert count_hits({trial.effect.name: generate(untrained, trial, OPTIONS) for trial in choose_trials()[::3]}) < 2
 
 
 @pytest.mark.slow
@@ -76,11 +83,8 @@ def test_another_reference_gives_another_video(pipe: VideoAsPromptPipeline) -> N
 
 
 @pytest.mark.slow
-def test_the_first_frame_is_the_start_image(pipe: VideoAsPromptPipeline) -> None:
+def test_the_first_frame_is_the_start_image(results: dict[str, torch.Tensor]) -> None:
     """On average at least 24 dB at nano's own size, on scenes with photographs and drawings."""
-    figures = []
-    for trial in choose_trials()[:3]:
-        result = generate(pipe, trial, OPTIONS)
-        figures.append(psnr(result[:, 0], trial.truth(trial.effect)[:, 0]))
+    figures = [psnr(results[trial.effect.name][:, 0], trial.truth(trial.effect)[:, 0]) for trial in choose_trials()[:3]]
 
     assert sum(figures) / len(figures) > 24

@@ -5,7 +5,7 @@ import torch
 from torch import Generator
 from torch.nn import functional
 
-from training.autoencoder import build_autoencoder
+from training.autoencoder import LATENT_CHANNELS, build_autoencoder
 from training.denoiser import LESSONS
 from training.effects import EFFECTS, Effect, animate, combine, draw_parameters, still
 from training.samples import MOTIONS, Codec, Shape, draw_block
@@ -115,7 +115,8 @@ def test_sources_are_where_the_shown_stood_at_first(name: str) -> None:
 
 def test_scenes_of_a_block_come_with_every_of_its_motions() -> None:
     """So that a start image alone does not tell what will happen to it."""
-    codec = Codec(build_autoencoder().requires_grad_(False), torch.zeros(24, 1, 1, 1), torch.ones(24, 1, 1, 1))
+    mean, std = torch.zeros(LATENT_CHANNELS, 1, 1, 1), torch.ones(LATENT_CHANNELS, 1, 1, 1)
+    codec = Codec(build_autoencoder().requires_grad_(False), mean, std)
 
     block = draw_block(Generator().manual_seed(2), Shape(5, 32, 48), codec, LESSONS[-1].diet, scenes=3)
 

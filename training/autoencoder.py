@@ -250,7 +250,7 @@ def autoencoder_loss(vae: AutoencoderKLWan, clips: Tensor, sources: Tensor) -> T
         + 2 * error.square().mean()
         + SHARPNESS * sharpness
         + ENERGY * latents.square().mean()
-        + TRACKING * _compare_with_sources(latents, sources)
+        + TRACKING * compare_with_sources(latents, sources)
     )
 
 
@@ -270,14 +270,15 @@ def _warp(clips: Tensor, warp: Tensor) -> Tensor:
     return warped.unflatten(0, (-1, clips.shape[2])).transpose(1, 2)
 
 
-def _compare_with_sources(latents: Tensor, sources: Tensor) -> Tensor:
+def compare_with_sources(latents: Tensor, sources: Tensor) -> Tensor:
     """Give the mean square difference of latents to those of the first frame at their sources, in their variance."""
     known = sources.isfinite().all(dim=-1)[:, None].float()
     known[:, :, 0] = 0  # the first frame itself
     first = latents[:, :, :1].expand_as(latents).transpose(1, 2).flatten(0, 1)
     moved = F.grid_sample(first, sources.nan_to_num(0).flatten(0, 1), padding_mode="border", align_corners=False)
     moved = moved.unflatten(0, (-1, latents.shape[2])).transpose(1, 2)
-    variance = latents.detach().var(dim=(0, 2, 3, 4), keepdim=True) + 1e-3
+    # With its gradient, so that what is all small costs the same: else every channel is drawn towards nothing.
+    variance = latents.var(dim=(0, 2, 3, 4), keepdim=True) + 1e-3
     error = ((moved - latents).square() / variance * known).sum()
     return error / (known.sum() * latents.shape[1]).clamp(min=1)
 

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Generator
 
-from training.autoencoder import autoencoder_loss, build_autoencoder, decode_clips, draw_crops, encode_clips
+from training.autoencoder import (
+    LATENT_CHANNELS,
+    autoencoder_loss,
+    build_autoencoder,
+    compare_with_sources,
+    decode_clips,
+    draw_crops,
+    encode_clips,
+)
 from training.sittings import Optimizers, Worker
 
 
@@ -42,6 +50,18 @@ def test_training_steps_lower_the_loss() -> None:
         losses.append(loss.item())
 
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_following_sources_draws_no_channel_towards_nothing() -> None:
+    """The loss asks what latents tell, and not how large they are: or channels die out, as most of nano's once did."""
+    _, sources = draw_crops(Generator().manual_seed(6), 2, 9, 64, 64)
+    latents = torch.randn(2, LATENT_CHANNELS, 3, 8, 8, requires_grad=True)
+
+    compare_with_sources(latents, sources).backward()
+
+    assert latents.grad is not None
+    shrinking = (latents * latents.grad).sum(dim=(0, 2, 3, 4))
+    assert (shrinking.abs() < 1e-3 * latents.grad.norm() * latents.norm()).all()
 
 
 def test_crops_know_where_their_latents_came_from() -> None:

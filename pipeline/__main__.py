@@ -16,15 +16,16 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from pipeline import spec
+from pipeline.check import check_inputs
 from pipeline.errors import StudioError
 from pipeline.lora_shelf import ENDING, NO_LORAS, LoraShelf
 from pipeline.model_progress import ModelProgress
 from pipeline.models import run_models
+from pipeline.planner import Planner, make_planner
 from pipeline.ranks import is_follower, is_parallel
 
 if TYPE_CHECKING:
     from pipeline.generate import OnProgress, Progress
-    from pipeline.planner import Planner
 
 # The safety checker has a switch instead of a value, and a LoRA is a file here.
 OPTIONS = [name for name in spec.GenerationRequest.model_fields if name not in ("enable_safety_checker", "lora")]
@@ -88,8 +89,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _read_request(arguments: argparse.Namespace) -> tuple[spec.GenerationRequest, LoraShelf]:
     """Give the request of the options, its files checked, and the shelf its LoRA is on."""
-    from pipeline.check import check_inputs
-
     file: Path | None = arguments.lora
     if file is not None and not (file.suffix == ENDING and file.is_file()):
         raise StudioError(f"The LoRA “{file}” is no {ENDING} file that is there; check its name.")
@@ -108,7 +107,7 @@ def _check_output(output: Path, *endings: str) -> None:
         raise StudioError(f"The folder “{output.parent}” for the output does not exist; make it first.")
 
 
-def _load(arguments: argparse.Namespace, planner: "Planner") -> "tuple[Any, spec.ModelFacts]":
+def _load(arguments: argparse.Namespace, planner: Planner) -> "tuple[Any, spec.ModelFacts]":
     """Load the model, showing how far that is."""
     from pipeline.attention import check_attention
     from pipeline.weights import load_model
@@ -135,19 +134,18 @@ def _show_on(bar: Any) -> "OnProgress":
 
 def run(arguments: argparse.Namespace) -> None:
     """Make the video that the options describe. Raises StudioError, pydantic's ValidationError."""
-    # Imported here: torch and diffusers take several seconds, and `--help` and `models` should not wait for them.
-    from pipeline.planner import make_planner
-    from pipeline.profiles import generate_as_planned
-    from pipeline.weights import follow_leader
-
     if is_follower():  # one of several processes of `torchrun`; another one makes the file
+        from pipeline.weights import follow_leader
+
         follow_leader(arguments.model, arguments.profile, arguments.attention, arguments.ring_degree)
         return
     output: Path = arguments.output
     _check_output(output, ".mp4")
     request, loras = _read_request(arguments)
-
     planner = make_planner(arguments.model, arguments.profile)
+    # Imported late: torch and diffusers take seconds, and neither `--help` nor a wrong input should wait for them.
+    from pipeline.profiles import generate_as_planned
+
     pipe, facts = _load(arguments, planner)
     made = spec.settle(request, facts, random.Random())
     with (
@@ -161,9 +159,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def run_calibration(arguments: argparse.Namespace) -> None:
     """Compare an approximate run with the exact one. Raises StudioError, pydantic's ValidationError."""
-    from pipeline.calibrate import calibrate, make_exact
-    from pipeline.planner import make_planner
-
     if is_parallel():
         raise StudioError("A comparison is made by one process; start it without torchrun.")
     output: Path = arguments.output
@@ -172,8 +167,9 @@ def run_calibration(arguments: argparse.Namespace) -> None:
     asked = {"num_inference_steps": arguments.approximate_steps, "guidance_scale": arguments.approximate_guidance}
     changes = {name: value for name, value in asked.items() if value is not None}
     approximate = spec.GenerationRequest(**request.model_dump() | changes)
-
     planner = make_planner(arguments.model, arguments.profile)
+    from pipeline.calibrate import calibrate, make_exact
+
     pipe, facts = _load(arguments, planner)
     exact = make_exact(spec.settle(request, facts, random.Random()))
     quick = spec.settle(approximate.model_copy(update={"seed": exact.seed}), facts, random.Random())

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Without compiling all 19,000 modules: Python compiles the quarter that is imported, then.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
 .PHONY: env run check test format bench nano-train nano-eval
 
@@ -9,11 +11,11 @@ env: $(VENV)/.runs
 
 $(VENV)/.runs: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(INSTALL) --requirement requirements.txt
 	touch $@
 
 $(VENV)/.tests: requirements-dev.txt $(VENV)/.runs
-	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	$(INSTALL) --requirement requirements-dev.txt
 	touch $@
 
 run: $(VENV)/.runs  ## the app on http://127.0.0.1:7860
@@ -30,8 +32,9 @@ format: $(VENV)/.tests
 
 test: $(VENV)/.tests  ## all tests
 	tests/install_programs.sh
-	# a thread for each of two processes: more of them would wait for each other on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	# Two processes of one thread: more of them would wait for each other on two cores. Whole files, since their tests
+	# share apps, servers, models and Playwright's event loop, which must not run beside other tests.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # BENCH="--reference CHECKOUT --diffsynth FOLDER --dtype bfloat16" compares; python -m benchmarks.denoising --help says how
 bench: $(VENV)/.tests  ## the denoising loop on a small twin of the 14B

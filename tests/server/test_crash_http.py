@@ -163,15 +163,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
+def wait_until(is_so: Callable[[], bool], pause_s: float = 0.1) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not is_so():
         assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.1)
+        time.sleep(pause_s)
 
 
 def wait_for_results(programs: Programs, ids: list[str], *, at_least: int) -> None:
-    wait_until(lambda: sum(programs.status(request_id) == "COMPLETED" for request_id in ids) >= at_least)
+    """Ask twice a second, and not for what has ended: the answers take their time from the videos."""
+    ended: set[str] = set()
+
+    def are_there() -> bool:
+        ended.update(some for some in ids if some not in ended and programs.status(some) == "COMPLETED")
+        return len(ended) >= at_least
+
+    wait_until(are_there, pause_s=0.5)
 
 
 def assert_each_has_a_result(programs: Programs, ids: list[str]) -> None:

@@ -132,7 +132,7 @@ def test_fetched_layer_by_layer_the_small_weights_stay() -> None:
 def test_tiles_change_little() -> None:
     """Frames larger than a tile, decoded in tiles, differ by what blending does at the seams."""
     pipe = load("nano", BY_NAME["float32"])
-    latents = torch.randn(1, 24, 1, 36, 34, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(1, pipe.vae.config.z_dim, 1, 36, 34, generator=torch.Generator().manual_seed(0))
 
     with torch.no_grad():
         whole = pipe.vae.decode(latents).sample

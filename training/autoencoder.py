@@ -20,7 +20,7 @@ from training.effects import draw_motion, is_rigid
 from training.scenes import crop_photograph, draw_scene, render, trace_sources
 from training.sittings import Optimizers, Worker, psnr, save_checkpoint, sitting, write_log
 
-LATENT_CHANNELS = 24
+LATENT_CHANNELS = 16
 SCENE = (80, 144)  # height and width of what is drawn
 LATENT_NOISE = 0.1  # the decoder learns from latents this uncertain; the encoder's spread is fixed to it
 

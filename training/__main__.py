@@ -11,7 +11,7 @@ from training.export import export_nano, resume_nano
 from training.sittings import start_workers
 
 ROOT = Path(__file__).parents[1]
-MINUTES = {"pictures": 9.0, "clips": 40.0, "denoiser": 45.0}
+MINUTES = {"pictures": 9.0, "clips": 87.0, "denoiser": 45.0}
 # what the evaluation tries, and what a result could be taken for besides
 TRIED = {"all": (EFFECTS, ()), "easy": (EASY_EFFECTS, ()), "paired": (PAIRED_EFFECTS, EASY_EFFECTS)}
 DIETS = {"pictures": autoencoder.PICTURES, "clips": autoencoder.CLIPS}
@@ -34,7 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("stage", nargs="?", choices=(*MINUTES, "latents", "resume", "export", "evaluate"))
-    parser.add_argument("--minutes", type=float, help="of the stage; the default is what nano was given")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="of the stage, by default what nano was given; of the denoiser, one of many sittings",
+    )
     parser.add_argument("--pace", type=float, default=1.0, help="the denoiser's first learning rate; 0.1 to end with")
     parser.add_argument("--processes", type=int, default=2, help="that train together, of one thread each")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="checkpoints and logs")

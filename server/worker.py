@@ -129,11 +129,18 @@ class Worker:
         DBOS.destroy(destroy_registry=True)
         if handed_back:
             self._at_work.release()
+            self._hand_back()
+        if self._slot is not None:
+            self._slot.lock.release()
+
+    def _hand_back(self) -> None:
+        """Put what this worker has taken back in the queue, and sign off; without the database it is as after a crash."""
+        try:
             requeue(self._queue.database, self.executor_id, forgive=True)
             with self._queue.database.write() as connection:
                 connection.execute(sa.delete(db.workers).where(db.workers.c.executor_id == self.executor_id))
-        if self._slot is not None:
-            self._slot.lock.release()
+        except db.UnreachableError:
+            log.warning("The database cannot be reached; another worker takes over when it is back, or this one does.")
 
     def _register_queues(self) -> None:
         """Tell DBOS the limits of each queue, before it starts: it looks for new ones once a second only."""

@@ -40,6 +40,7 @@ from tests.server.fake_generation import (
     wait_for_end,
     wait_until,
 )
+from tests.server.postgres import run_unsteady_postgres
 
 StartWorker = Callable[..., Worker]
 
@@ -416,6 +417,21 @@ def test_a_stopped_worker_hands_its_job_back(
     assert read(files, done.result.video_key) == "kept from step 1"
     assert [line.level for line in done.logs].count("WARN") == 1
     assert done.started_at == between.started_at
+
+
+@pytest.mark.slow
+def test_a_worker_ends_while_the_database_is_away(
+    start_worker: StartWorker, files: FileStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says that it could not sign off, and its place is free."""
+    with run_unsteady_postgres() as postgres, closing(JobQueue(postgres.url, files)) as queue:
+        worker = start_worker(queue=queue)
+        postgres.stop()
+
+        worker.stop()
+
+    assert "cannot be reached; another worker takes over" in caplog.text
+    assert claim_slot(tmp_path / "slots").executor_id == worker.executor_id
 
 
 def test_the_jobs_of_a_silent_worker_go_to_another(

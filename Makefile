@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Without compiling all 19,000 modules: Python compiles the quarter that is imported, then.
+# Without compiling all 19,000 modules: Python compiles the quarter that is imported, then. Images that forbid it to keep
+# what it compiled would have every program compile everything again, for more than half of its start.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
 .PHONY: env run check test format bench nano-train nano-eval

@@ -134,7 +134,7 @@ class Worker:
             self._slot.lock.release()
 
     def _hand_back(self) -> None:
-        """Put what this worker has taken back in the queue, and sign off; without the database it is as after a crash."""
+        """Put what this worker took back in the queue, and sign off. Without the database it is as after a crash."""
         try:
             requeue(self._queue.database, self.executor_id, forgive=True)
             with self._queue.database.write() as connection:

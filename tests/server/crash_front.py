@@ -1,7 +1,7 @@
-"""A front to be killed: `python -m tests.server.crash_front DATABASE_URL FILES ENOUGH` submits jobs until ENOUGH exists.
+"""A front to be killed: `python -m tests.server.crash_front DATABASE_URL FILES ENOUGH` submits until ENOUGH exists.
 
-A few of them always wait, so no worker is ever without work. Started again after a crash it submits them all again, each
-under its own idempotency key.
+A few of its jobs always wait, so no worker is ever without work. Started again after a crash it submits them all again,
+each under its own idempotency key.
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """A front to be killed: `python -m tests.server.crash_front DATABASE_URL FILES ENOUGH` submits until ENOUGH exists.
 
 A few of its jobs always wait, so no worker is ever without work. Started again after a crash it submits them all again,
-each under its own idempotency key.
+each under its own idempotency key. In the end it writes into ENOUGH how many it submitted.
 """
 
 import itertools
@@ -26,6 +26,7 @@ def main(database_url: str, files: Path, enough: Path) -> None:
             while sum(not job.status.is_final for job in queue.jobs_of(OWNER, AHEAD)) == AHEAD:
                 time.sleep(PAUSE_S)
             if number >= LEAST and enough.exists():
+                enough.write_text(str(number))
                 return
             fields = {"prompt": f"job-{number}", "video_description": "A clip."}
             queue.submit(JobRequest(fields, "clip.mp4", "start.png"), owner=OWNER, idempotency_key=str(number))

@@ -26,7 +26,8 @@ WIDTH, FFN_WIDTH, HEADS, LAYERS = 144, 384, 2, 9
 # latents at once such a copy is hardly nearer to the truth than standing still.
 PATCH_SIZE = (1, 1, 1)
 EXPERT_BLOCKS = (0, 1, 2, 3, 4, 5)  # the last ones are left to act upon what was read of the reference
-FETCHING = 6  # the block whose first head fetches from the start image
+FETCHING = 6  # the block whose first head fetches from the start image; its second, from the object in it
+FETCHING_AGAIN = (7, 1)  # the block and head that do the first one's work once more, knowing what both have fetched
 TRACKING = 3  # the block whose expert's first head looks where in the reference's first frame stood what a token shows
 MASK = 4.0  # the size of the given frame's mark in a token
 PEAK = 1.33  # with the norm and its weight: the tokens beside the place itself get 3 nats less

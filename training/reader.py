@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.joint_attention import project_tokens
 from pipeline.transformer import RequestStates, VideoAsPromptBlock, VideoAsPromptTransformer3DModel
-from training.components import EXPERT_BLOCKS, FETCHING, TRACKING, WIDTH
+from training.components import EXPERT_BLOCKS, FETCHING, FETCHING_AGAIN, TRACKING, WIDTH
 from training.effects import DESCRIPTION, description_weights
 
 PLACED_AFTER = 1  # the block after which tokens are to know their place
@@ -36,15 +36,17 @@ class Truth:
     descriptions: (B, T, DESCRIPTION), as `effects.describe` gives it.
     covers: (B, T, rows, columns), as `scenes.trace_object` gives it.
     sources: (B, T, rows, columns, 2), as `scenes.trace_sources` gives it.
+    object_sources: (B, T, rows, columns, 2), as `scenes.trace_object_sources` gives it.
     """
 
     descriptions: Tensor
     covers: Tensor
     sources: Tensor
+    object_sources: Tensor
 
     def __getitem__(self, index: Tensor) -> "Truth":
         """Give that of some of the clips."""
-        return Truth(self.descriptions[index], self.covers[index], self.sources[index])
+        return Truth(self.descriptions[index], self.covers[index], self.sources[index], self.object_sources[index])
 
     @property
     def source_tokens(self) -> tuple[Tensor, Tensor]:
@@ -52,8 +54,16 @@ class Truth:
 
         All four weights are zero where there is no source.
         """
+        return self._tokens_around(self.sources)
+
+    @property
+    def object_source_tokens(self) -> tuple[Tensor, Tensor]:
+        """Give the same of the sources that tokens have if they show the object."""
+        return self._tokens_around(self.object_sources)
+
+    def _tokens_around(self, sources: Tensor) -> tuple[Tensor, Tensor]:
         size = torch.tensor([self.covers.shape[3], self.covers.shape[2]])
-        place = ((self.sources * size.min() + size - 1) / 2).flatten(1, 3)
+        place = ((sources * size.min() + size - 1) / 2).flatten(1, 3)
         known = place.isfinite().all(dim=-1, keepdim=True)
         place = place.nan_to_num(0)
         corner = place.floor()
@@ -97,7 +107,7 @@ class Reader(nn.Module):
             nn.init.zeros_(answer)
         self._tokens: dict[int, tuple[Tensor, Tensor]] = {}
         self._blocks = cast(list[VideoAsPromptBlock], list(transformer.blocks))
-        for index in {PLACED_AFTER, EXPERT_BLOCKS[-1], FETCHING - 1, TRACKING - 1}:
+        for index in {PLACED_AFTER, EXPERT_BLOCKS[-1], FETCHING - 1, FETCHING_AGAIN[0] - 1, TRACKING - 1}:
             self._blocks[index].register_forward_hook(partial(self._keep, index))
 
     def _keep(self, index: int, block: nn.Module, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
@@ -127,9 +137,19 @@ class Reader(nn.Module):
         return look_from_reference(self._blocks[TRACKING], *self._tokens[TRACKING - 1], request, TRACKING)
 
     def _misfetched(self, request: RequestStates, truth: Truth) -> Tensor:
-        """Give the mean nats by which the fetching head looks elsewhere than at its token's source."""
-        logits = look(self._blocks[FETCHING], self._tokens[FETCHING - 1][0], request)
-        return _mislooked(logits, *truth.source_tokens, truth.emphasis)
+        """Give the mean nats by which the fetching heads look elsewhere than at their tokens' sources, added up.
+
+        To know where an object's tokens come from takes knowing which those are. So one head is to look where the token
+        would come from if it were the object's, which the motion tells alone, as a moving camera does of all tokens.
+        """
+        heads = ((FETCHING, 0, truth.source_tokens), (FETCHING, 1, truth.object_source_tokens))
+        return sum(
+            (
+                _mislooked(look(self._blocks[index], self._tokens[index - 1][0], request, head), *goal, truth.emphasis)
+                for index, head, goal in (*heads, (*FETCHING_AGAIN, truth.source_tokens))
+            ),
+            torch.zeros(()),
+        )
 
     def _mistracked(self, request: RequestStates, truth: Truth) -> Tensor:
         """Give the same of the tracking head."""
@@ -148,10 +168,10 @@ def _mislooked(logits: Tensor, tokens: Tensor, weights: Tensor, emphasis: Tensor
     return (emphasis * missed).sum() / (emphasis * weights.sum(dim=-1)).sum().clamp(min=1)
 
 
-def look(block: VideoAsPromptBlock, tokens: Tensor, request: RequestStates) -> Tensor:
-    """Give the logits (B, S, S) of the first head of a block's self-attention, target alone, on tokens (B, S, d)."""
+def look(block: VideoAsPromptBlock, tokens: Tensor, request: RequestStates, head: int = 0) -> Tensor:
+    """Give the logits (B, S, S) of a head of a block's self-attention, target alone, on tokens (B, S, d)."""
     query, key = _project(
-        block.attn1, block.norm1(tokens), block.scale_shift_table + request.times.modulation, request.rotary
+        block.attn1, block.norm1(tokens), block.scale_shift_table + request.times.modulation, request.rotary, head
     )
     return _compare(query, key)
 
@@ -174,12 +194,14 @@ def look_from_reference(
     return _compare(query, torch.cat([target_key, key], dim=1))
 
 
-def _project(attn: WanAttention, normed: Tensor, modulation: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor]:
-    """Give queries and keys of the first head, (B, S, head_dim)."""
+def _project(
+    attn: WanAttention, normed: Tensor, modulation: Tensor, rotary: Tensor, head: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Give queries and keys of a head, (B, S, head_dim)."""
     shift, scale, *_ = modulation.chunk(6, dim=1)
     modulated = torch.addcmul(shift, normed, 1 + scale)
     query, key = (project_tokens(part, attn, modulated, rotary) for part in ("query", "key"))
-    return query[:, :, 0], key[:, :, 0]
+    return query[:, :, head], key[:, :, head]
 
 
 def _compare(query: Tensor, key: Tensor) -> Tensor:

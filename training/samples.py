@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from training.autoencoder import encode_clips
 from training.effects import Effect, Motion, Parameters, animate, combine, describe, draw_parameters, still
-from training.scenes import draw_scene, render, trace_object, trace_sources
+from training.scenes import draw_scene, render, trace_object, trace_object_sources, trace_sources
 
 SHORT_SIDE, LONG_SIDE = 80, 144  # nano's own size
 # Motions are told in half short sides, so small clips teach the same, in a fifth of the time.
@@ -115,6 +115,7 @@ class Pair:
     description: (T, DESCRIPTION), what happens, as `effects.describe` gives it.
     covers: (2, T, rows, columns), where the objects are, as `scenes.trace_object` gives it.
     sources: (2, T, h, w, 2), where what is shown stood at first, as `scenes.trace_sources` gives it.
+    object_sources: the same if it is the object, as `scenes.trace_object_sources` gives it.
     """
 
     latents: Tensor
@@ -124,6 +125,7 @@ class Pair:
     description: Tensor
     covers: Tensor
     sources: Tensor
+    object_sources: Tensor
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Block:
 
     latents: (motions, scenes, z, T, h, w); conditions: (scenes, z, T, h, w); pictures: (scenes, 3, height, width).
     captions, descriptions: of the motions. covers: (motions, scenes, T, rows, columns).
-    sources: (motions, scenes, T, h, w, 2).
+    sources, object_sources: (motions, scenes, T, h, w, 2).
     """
 
     latents: Tensor
@@ -142,6 +144,7 @@ class Block:
     descriptions: list[Tensor]
     covers: Tensor
     sources: Tensor
+    object_sources: Tensor
 
     def draw_pair(self, generator: Generator) -> Pair:
         """Choose a motion and two scenes."""
@@ -155,6 +158,7 @@ class Block:
             self.descriptions[motion],
             self.covers[motion, scenes],
             self.sources[motion, scenes],
+            self.object_sources[motion, scenes],
         )
 
 
@@ -214,7 +218,7 @@ def draw_block(generator: Generator, shape: Shape, codec: Codec, diet: Diet, sce
         [describe(motion) for motion in motions],
         *(
             torch.stack([torch.stack([trace(scene, motion, *size) for scene in drawn]) for motion in motions])
-            for trace in (trace_object, trace_sources)
+            for trace in (trace_object, trace_sources, trace_object_sources)
         ),
     )
 

@@ -353,6 +353,22 @@ def trace_sources(scene: Scene, motion: Motion, height: int, width: int) -> Tens
     return sources.masked_fill(is_outside, math.nan)
 
 
+def trace_object_sources(scene: Scene, motion: Motion, height: int, width: int) -> Tensor:
+    """Give where in the first frame stood what of the object each latent would show, if it showed the object.
+
+    As `trace_sources`; NaN where that is beyond the object's square. So it follows from the motion alone, and not from
+    where the object's outline runs.
+    """
+    seldom = Motion(**{name: values[::4] for name, values in vars(motion).items()})
+    sources = torch.full((len(seldom.angle), height // 8, width // 8, 2), math.nan)
+    if scene.sprite is None:
+        return sources
+    part = _to_object(scene, seldom, _to_world(seldom, height // 8, width // 8))
+    sources = torch.tensor(scene.position) + scene.radius * part
+    is_outside = (sources.abs() >= torch.tensor([width, height]) / min(height, width)).any(dim=-1, keepdim=True)
+    return sources.masked_fill(is_outside | (part.abs() > 1).any(dim=-1, keepdim=True), math.nan)
+
+
 def _place_object(picture: Tensor, scene: Scene, sprite: Tensor, motion: Motion, world: Tensor) -> Tensor:
     """Draw the object over a clip (F, 3, height, width)."""
     return torch.lerp(picture, *_sample_object(scene, sprite, motion, world))

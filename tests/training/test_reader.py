@@ -11,7 +11,7 @@ from training.components import FETCHING, build_tokenizer
 from training.denoiser import Nano, Stream, encode_pictures, encode_texts, predict, with_condition
 from training.effects import EFFECTS, animate, describe, draw_parameters, still
 from training.reader import Reader, Truth, _mislooked, look, token_places
-from training.scenes import draw_scene, trace_object, trace_sources
+from training.scenes import draw_scene, trace_object, trace_object_sources, trace_sources
 
 
 def truth_of(name: str | None) -> Truth:
@@ -20,9 +20,8 @@ def truth_of(name: str | None) -> Truth:
     if name is not None:
         motion = animate(next(e for e in EFFECTS if e.name == name), draw_parameters(generator), 17)
     scene = draw_scene(generator, 80, 144, still(17), with_object=False)
-    return Truth(
-        describe(motion)[None], trace_object(scene, motion, 80, 144)[None], trace_sources(scene, motion, 80, 144)[None]
-    )
+    traces = (trace_object, trace_sources, trace_object_sources)
+    return Truth(describe(motion)[None], *(trace(scene, motion, 80, 144)[None] for trace in traces))
 
 
 def test_where_nothing_moves_every_token_comes_from_its_own_place() -> None:
@@ -43,6 +42,22 @@ def test_what_a_pan_brings_into_the_picture_comes_from_nowhere() -> None:
     assert (weights[-1, :, -1] == 0).all()
     assert torch.allclose(weights[-1, :, 0].sum(dim=1), torch.ones(10), atol=1e-5)
     assert (tokens[-1, :, 0] % 18 > 0).all()
+
+
+def test_where_an_object_would_come_from_is_asked_of_all_tokens_near_it() -> None:
+    """Of those beside it too, which nobody has to tell apart from it first; of none in scenes without an object."""
+    generator = Generator().manual_seed(3)
+    motion = animate(next(e for e in EFFECTS if e.name == "move_right"), draw_parameters(generator), 17)
+    scene = draw_scene(generator, 80, 144, motion, with_object=True)
+    traces = (trace_object, trace_sources, trace_object_sources)
+    truth = Truth(describe(motion)[None], *(trace(scene, motion, 80, 144)[None] for trace in traces))
+
+    weights, supposed = truth.source_tokens[1].sum(dim=-1), truth.object_source_tokens[1].sum(dim=-1)
+    covered = truth.covers.flatten(1) > 0.9
+    assert torch.allclose(supposed[covered & (weights > 0)], torch.ones(()))
+    assert (supposed[~covered] > 0).any()
+    assert (supposed == 0).any()
+    assert (truth_of("pan_right").object_source_tokens[1] == 0).all()
 
 
 def test_an_objects_tokens_count_more() -> None:

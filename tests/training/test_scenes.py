@@ -9,7 +9,7 @@ from training.autoencoder import LATENT_CHANNELS, build_autoencoder
 from training.denoiser import LESSONS
 from training.effects import EFFECTS, Effect, animate, combine, draw_parameters, still
 from training.samples import MOTIONS, Codec, Shape, draw_block
-from training.scenes import Scene, draw_scene, render, trace_object, trace_sources
+from training.scenes import Scene, draw_scene, render, trace_object, trace_object_sources, trace_sources
 
 
 def draw_clip(seed: int, effect: Effect, height: int = 80, width: int = 144) -> torch.Tensor:
@@ -111,6 +111,25 @@ def test_sources_are_where_the_shown_stood_at_first(name: str) -> None:
     assert sources.shape == (5, 10, 18, 2)
     assert known.float().mean() > 0.5
     assert ((read - shown).abs().mean(dim=1)[known] < 0.1).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ["move_left", "grow", "spin_right", "fade"])
+def test_object_sources_are_those_of_what_shows_the_object(name: str) -> None:
+    """Where the object is seen they agree with `trace_sources`; beside it they go on as smoothly."""
+    generator = Generator().manual_seed(3)
+    effect = next(effect for effect in EFFECTS if effect.name == name)
+    motion = animate(effect, draw_parameters(generator, spread=0.1), 17)
+    scene = draw_scene(generator, 80, 144, motion, with_object=True, plain=True)
+
+    supposed, sources = trace_object_sources(scene, motion, 80, 144), trace_sources(scene, motion, 80, 144)
+
+    known, shown = supposed.isfinite().all(dim=-1), trace_object(scene, motion, 80, 144) > 0.5
+    seen = shown & sources.isfinite().all(dim=-1)
+    assert seen[1:].sum() >= 10
+    alike = torch.isclose(supposed[seen], sources[seen], atol=1e-5)
+    assert alike.float().mean() > 0.9  # a latent at the rim may show either
+    assert (known & ~shown)[1:].any()
+    assert (supposed[known] - torch.tensor(scene.position)).abs().max() <= scene.radius + 1e-5
 
 
 def test_scenes_of_a_block_come_with_every_of_its_motions() -> None:

@@ -4,6 +4,7 @@ A movement that is only nearly right makes no video better, so the error in the 
 answers can be nearly right. None of this is part of nano.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -142,14 +143,17 @@ class Reader(nn.Module):
         To know where an object's tokens come from takes knowing which those are. So one head is to look where the token
         would come from if it were the object's, which the motion tells alone, as a moving camera does of all tokens.
         """
-        heads = ((FETCHING, 0, truth.source_tokens), (FETCHING, 1, truth.object_source_tokens))
-        return sum(
-            (
-                _mislooked(look(self._blocks[index], self._tokens[index - 1][0], request, head), *goal, truth.emphasis)
-                for index, head, goal in (*heads, (*FETCHING_AGAIN, truth.source_tokens))
-            ),
-            torch.zeros(()),
-        )
+        again, head_again = FETCHING_AGAIN
+        goals = {
+            FETCHING: {0: truth.source_tokens, 1: truth.object_source_tokens},
+            again: {head_again: truth.source_tokens},
+        }
+        missed = torch.zeros(())
+        for index, goal_of in goals.items():
+            looked = look(self._blocks[index], self._tokens[index - 1][0], request, goal_of)
+            for head, goal in goal_of.items():
+                missed = missed + _mislooked(looked[head], *goal, truth.emphasis)
+        return missed
 
     def _mistracked(self, request: RequestStates, truth: Truth) -> Tensor:
         """Give the same of the tracking head."""
@@ -168,12 +172,12 @@ def _mislooked(logits: Tensor, tokens: Tensor, weights: Tensor, emphasis: Tensor
     return (emphasis * missed).sum() / (emphasis * weights.sum(dim=-1)).sum().clamp(min=1)
 
 
-def look(block: VideoAsPromptBlock, tokens: Tensor, request: RequestStates, head: int = 0) -> Tensor:
-    """Give the logits (B, S, S) of a head of a block's self-attention, target alone, on tokens (B, S, d)."""
+def look(block: VideoAsPromptBlock, tokens: Tensor, request: RequestStates, heads: Iterable[int]) -> dict[int, Tensor]:
+    """Give the logits (B, S, S) of some heads of a block's self-attention, target alone, on tokens (B, S, d)."""
     query, key = _project(
-        block.attn1, block.norm1(tokens), block.scale_shift_table + request.times.modulation, request.rotary, head
+        block.attn1, block.norm1(tokens), block.scale_shift_table + request.times.modulation, request.rotary
     )
-    return _compare(query, key)
+    return {head: _compare(query, key, head) for head in heads}
 
 
 def look_from_reference(
@@ -191,21 +195,19 @@ def look_from_reference(
         block.scale_shift_table_mot_ref + conditions.time,
         conditions.rotary,
     )
-    return _compare(query, torch.cat([target_key, key], dim=1))
+    return _compare(query, torch.cat([target_key, key], dim=1), head=0)
 
 
-def _project(
-    attn: WanAttention, normed: Tensor, modulation: Tensor, rotary: Tensor, head: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Give queries and keys of a head, (B, S, head_dim)."""
+def _project(attn: WanAttention, normed: Tensor, modulation: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor]:
+    """Give queries and keys, (B, S, heads, head_dim)."""
     shift, scale, *_ = modulation.chunk(6, dim=1)
     modulated = torch.addcmul(shift, normed, 1 + scale)
     query, key = (project_tokens(part, attn, modulated, rotary) for part in ("query", "key"))
-    return query[:, :, head], key[:, :, head]
+    return query, key
 
 
-def _compare(query: Tensor, key: Tensor) -> Tensor:
-    return query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+def _compare(query: Tensor, key: Tensor, head: int) -> Tensor:
+    return query[:, :, head] @ key[:, :, head].transpose(1, 2) / query.shape[-1] ** 0.5
 
 
 def _normed(tokens: Tensor) -> Tensor:

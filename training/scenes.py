@@ -348,9 +348,7 @@ def trace_sources(scene: Scene, motion: Motion, height: int, width: int) -> Tens
         at_rest = still(len(sources))
         _, first_cover = _sample_object(scene, scene.sprite, at_rest, sources)
         sources = sources.masked_fill((is_object != (first_cover[:, 0] > 0.5))[..., None], math.nan)
-    short = min(height, width)
-    is_outside = (sources.abs() >= torch.tensor([width, height]) / short).any(dim=-1, keepdim=True)
-    return sources.masked_fill(is_outside, math.nan)
+    return _forget_outside(sources, height, width)
 
 
 def trace_object_sources(scene: Scene, motion: Motion, height: int, width: int) -> Tensor:
@@ -365,8 +363,14 @@ def trace_object_sources(scene: Scene, motion: Motion, height: int, width: int) 
         return sources
     part = _to_object(scene, seldom, _to_world(seldom, height // 8, width // 8))
     sources = torch.tensor(scene.position) + scene.radius * part
+    sources = sources.masked_fill((part.abs() > 1).any(dim=-1, keepdim=True), math.nan)
+    return _forget_outside(sources, height, width)
+
+
+def _forget_outside(sources: Tensor, height: int, width: int) -> Tensor:
+    """Give NaN for the places that are outside the frame."""
     is_outside = (sources.abs() >= torch.tensor([width, height]) / min(height, width)).any(dim=-1, keepdim=True)
-    return sources.masked_fill(is_outside | (part.abs() > 1).any(dim=-1, keepdim=True), math.nan)
+    return sources.masked_fill(is_outside, math.nan)
 
 
 def _place_object(picture: Tensor, scene: Scene, sprite: Tensor, motion: Motion, world: Tensor) -> Tensor:

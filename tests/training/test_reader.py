@@ -100,7 +100,7 @@ def test_the_fetching_head_of_a_new_model_looks_at_the_start_image() -> None:
 
     with torch.no_grad():
         _, request = predict(nano, torch.tensor([900.0]), stream, stream)
-        attention = look(block, read[0], request).softmax(dim=-1)
+        attention = look(block, read[0], request, heads=[0])[0].softmax(dim=-1)
         own = torch.arange(900) % 180
         assert attention[0, torch.arange(900), own].mean() > 0.7
         still_, panned = (

@@ -292,7 +292,8 @@ class Course:
                 self.reader.load_state_dict(saved["reader"])
                 self.optimizers.load_state_dict(saved["optimizers"])
         self.lesson = choose_lesson(max(0, self.samples - 1))  # that of the last step: the next one may begin another
-        # with and without a reference, in all sizes: of more than eight ways, the rest would run uncompiled
+        # a block is compiled anew with a reference, without, and for the last expert, each more than once: beyond the
+        # usual limit of eight, the rest would run uncompiled
         torch._dynamo.config.recompile_limit = 64
         for block in self.nano.transformer.blocks:
             block.compile(dynamic=True)  # a seventh quicker

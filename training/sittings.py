@@ -20,8 +20,8 @@ from training.muon import Muon
 
 WARMUP_S = 20.0
 # glibc is to keep the memory of large tensors: asking the kernel for it anew takes half of an encoding's time
-# (in time its search among what was freed takes a sixth of all; jemalloc in its place, by LD_PRELOAD, a fiftieth, if
-# MALLOC_CONF=oversize_threshold:0,dirty_decay_ms:300000,muzzy_decay_ms:-1 lets it keep such memory too)
+# (its search among what was freed came to take a sixth of all time within a quarter of an hour; jemalloc in its place,
+# by LD_PRELOAD and MALLOC_CONF=oversize_threshold:0,dirty_decay_ms:300000,muzzy_decay_ms:-1, took a fiftieth)
 KEEP_MEMORY = {f"MALLOC_{name}_": str(2**32) for name in ("MMAP_THRESHOLD", "TRIM_THRESHOLD")} | {
     "MALLOC_TOP_PAD_": str(2**28)
 }

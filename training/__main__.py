@@ -4,14 +4,16 @@ import argparse
 from pathlib import Path
 
 from training import autoencoder
+from training.decoder import train_decoder
 from training.denoiser import load_tokenizer, train_denoiser
 from training.effects import EASY_EFFECTS, EFFECTS, PAIRED_EFFECTS
 from training.evaluate import evaluate
+from training.example_sheet import draw_presets
 from training.export import export_nano, resume_nano
 from training.sittings import start_workers
 
 ROOT = Path(__file__).parents[1]
-MINUTES = {"pictures": 9.0, "clips": 87.0, "denoiser": 45.0}
+MINUTES = {"pictures": 9.0, "clips": 87.0, "denoiser": 45.0, "decoder": 10.0}
 # what the evaluation tries, and what a result could be taken for besides
 TRIED = {"all": (EFFECTS, ()), "easy": (EASY_EFFECTS, ()), "paired": (PAIRED_EFFECTS, EASY_EFFECTS)}
 DIETS = {"pictures": autoencoder.PICTURES, "clips": autoencoder.CLIPS}
@@ -24,7 +26,7 @@ def main() -> None:
         options = {"guidance_scale": arguments.guidance}
         effects, others = TRIED[arguments.effects]
         given = (arguments.model, arguments.out, arguments.rounds, arguments.frames)
-        print(evaluate(*given, effects, options, others))
+        print(evaluate(*given, effects, options, others, arguments.seed))
         return
     for stage in [arguments.stage] if arguments.stage else list_missing_stages(arguments.runs):
         run_stage(stage, arguments)
@@ -33,7 +35,7 @@ def main() -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("stage", nargs="?", choices=(*MINUTES, "latents", "resume", "export", "evaluate"))
+    parser.add_argument("stage", nargs="?", choices=(*MINUTES, "latents", "resume", "export", "examples", "evaluate"))
     parser.add_argument(
         "--minutes",
         type=float,
@@ -47,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=int, default=2, help="of the evaluation, each with every effect once")
     parser.add_argument("--frames", type=int, default=17, help="of the evaluation's clips")
+    parser.add_argument("--seed", type=int, default=11, help="of the evaluation's trials")
     parser.add_argument("--guidance", type=float, default=3.0, help="of the evaluation; 1: none")
     parser.add_argument(
         "--effects", choices=TRIED, default="all", help="to evaluate; easy: those that are taught first"
@@ -56,9 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def list_missing_stages(runs: Path) -> list[str]:
-    """Give the stages still to do: those of the autoencoder once, the denoiser's as often as wanted."""
+    """Give the stages still to do: those of the autoencoder once, the others as often as wanted."""
     stages = [] if (runs / "latents.pt").exists() else ["pictures", "clips", "latents"]
-    return [*stages, "denoiser", "export"]
+    return [*stages, "denoiser", "decoder", "export"]
 
 
 def run_stage(stage: str, arguments: argparse.Namespace) -> None:
@@ -72,6 +75,10 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
         resume_nano(arguments.model, runs)
     elif stage == "export":
         export_nano(runs, arguments.model)
+    elif stage == "examples":
+        draw_presets(arguments.model, arguments.model / "presets.jpg")
+    elif stage == "decoder":
+        start_workers(train_decoder, arguments.processes, runs, minutes)
     else:
         load_tokenizer(runs)  # made before there are two who would make it
         start_workers(train_denoiser, arguments.processes, runs, minutes, arguments.pace)

@@ -158,8 +158,7 @@ def train_autoencoder(worker: Worker, runs: Path, diet: Diet, minutes: float) ->
     vae, path = build_autoencoder(), runs / "autoencoder.pt"
     decoder_only = (runs / "latents.pt").exists()
     if decoder_only:
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
+        freeze_encoder(vae)
     optimizers, step = Optimizers(vae, MUON_LR, worker), 0
     if path.exists():
         saved = torch.load(path)
@@ -187,6 +186,12 @@ def train_autoencoder(worker: Worker, runs: Path, diet: Diet, minutes: float) ->
             reported = time.monotonic()
     if worker.leads:
         report()
+
+
+def freeze_encoder(vae: AutoencoderKLWan) -> None:
+    """Let only the decoder learn."""
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -241,17 +246,21 @@ def autoencoder_loss(vae: AutoencoderKLWan, clips: Tensor, sources: Tensor) -> T
     if torch.rand(()) < WARPED_SHARE:
         warp = _draw_warp(len(clips), clips.shape[3] / clips.shape[4])
         kept, expected = _warp(latents, warp), _warp(clips, warp)
+    loss = decoding_loss(decode_uncertain(vae, kept), expected)
+    return loss + ENERGY * latents.square().mean() + TRACKING * compare_with_sources(latents, sources)
+
+
+def decode_uncertain(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Decode latents (B, z, T, h, w), not normalised, with as much noise as the encoder's spread."""
     with torch.autocast("cpu", torch.bfloat16):
-        decoded = decode_clips(vae, kept + LATENT_NOISE * torch.randn_like(latents))
-    error = decoded.float() - expected
+        return decode_clips(vae, latents + LATENT_NOISE * torch.randn_like(latents)).float()
+
+
+def decoding_loss(decoded: Tensor, clips: Tensor) -> Tensor:
+    """Compare decoded clips (B, 3, F, height, width), float32, with true ones."""
+    error = decoded - clips
     sharpness = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    return (
-        error.abs().mean()
-        + 2 * error.square().mean()
-        + SHARPNESS * sharpness
-        + ENERGY * latents.square().mean()
-        + TRACKING * compare_with_sources(latents, sources)
-    )
+    return error.abs().mean() + 2 * error.square().mean() + SHARPNESS * sharpness
 
 
 def _draw_warp(count: int, height_to_width: float) -> Tensor:

@@ -21,16 +21,20 @@ VOCABULARY = 2048
 TEXT_DIM = 64
 IMAGE_DIM = 64
 IMAGE_SIZE = 224
-WIDTH, FFN_WIDTH, HEADS, LAYERS = 144, 384, 2, 9
+WIDTH, FFN_WIDTH, HEADS, LAYERS = 144, 384, 2, 12
 # A token is one latent, where the 14B has four in one: what moves is copied from token to token, and in steps of four
 # latents at once such a copy is hardly nearer to the truth than standing still.
 PATCH_SIZE = (1, 1, 1)
 EXPERT_BLOCKS = (0, 1, 2, 3, 4, 5)  # the last ones are left to act upon what was read of the reference
 FETCHING = 6  # the block whose first head fetches from the start image; its second, from the object in it
 FETCHING_AGAIN = (7, 1)  # the block and head that do the first one's work once more, knowing what both have fetched
+# The blocks that draw what was fetched: their heads look at a token's neighbours, since tokens at an object's edge show
+# something of both sides.
+DRAWING = {9: ((0, 1), (0, -1)), 10: ((1, 0), (-1, 0))}  # (down, right) for each head
 TRACKING = 3  # the block whose expert's first head looks where in the reference's first frame stood what a token shows
 MASK = 4.0  # the size of the given frame's mark in a token
 PEAK = 1.33  # with the norm and its weight: the tokens beside the place itself get 3 nats less
+SHARED_SHARPNESS = 2.4
 HEAD_WIDTH = WIDTH // HEADS
 AXIS = HEAD_WIDTH // 3  # numbers of a head that turn with the frame; then as many with the row, and with the column
 FRAME_AXIS, ROW_AXIS, COLUMN_AXIS = 0, AXIS, 2 * AXIS
@@ -95,6 +99,9 @@ def _hold_still(model: VideoAsPromptTransformer3DModel) -> None:
         block.scale_shift_table.data[:, [2, 5]] = 1  # the gates
     for index in (0, FETCHING):
         _look_at_place(blocks[index].attn1, head=0, part=0)
+    for index, steps in DRAWING.items():
+        for head, step in enumerate(steps):
+            _look_at_place(blocks[index].attn1, head, part=0, step=step, sharpness=SHARED_SHARPNESS)
     _copy_seen(blocks[FETCHING].attn1, 0, -torch.eye(LATENT_CHANNELS), source=LATENT_CHANNELS, goal=0)
 
 
@@ -108,18 +115,20 @@ def _copy_seen(attention: WanAttention, head: int, change: Tensor, source: int, 
     attention.to_out[0].weight.data[goal : goal + change.shape[0], seen] = torch.eye(change.shape[0])
 
 
-def _look_at_place(attention: WanAttention, head: int, part: int, step: tuple[int, int] | None = None) -> None:
+def _look_at_place(
+    attention: WanAttention, head: int, part: int, step: tuple[int, int] | None = None, sharpness: float = 1.8
+) -> None:
     """Let a head look at a place in its own stream: the token's own in the given frame, or a step away in its frame.
 
     A constant in queries and keys, on quick rotations of rows and columns, makes their product a peak at one distance;
     three of them, so that no other distance within a picture comes close. On the slowest rotation of frames, only the
     given frame's keys have it. part: which of the two numbers of each rotation holds it: 0 for the target and 1 for the
-    reference, so that neither peaks for the other.
+    reference, so that neither peaks for the other. sharpness: the norm's weight, SHARED_SHARPNESS if both heads look at
+    places.
     """
     first, quickest = head * HEAD_WIDTH, torch.tensor([0, 2, 4])
     axes = {ROW_AXIS: 0, COLUMN_AXIS: 0} if step is None else {FRAME_AXIS: 0, ROW_AXIS: step[0], COLUMN_AXIS: step[1]}
     slowest = first + FRAME_AXIS + AXIS - 2
-    sharpness = 2.4 if part else 1.8  # both heads of the reference's blocks have such constants, and share a norm
     for projection, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
         projection.weight.data *= 0.25  # so that the constants weigh more after the norm, in every token alike
         projection.bias.data[first : first + HEAD_WIDTH] = 0
@@ -166,10 +175,10 @@ def copy_base_to_experts(
         writers += [block.attn1_mot_ref.to_out[0], block.attn2_mot_ref.to_out[0], block.ffn_mot_ref.net[2]]
     for weight in (weight for writer in writers for weight in writer.parameters()):
         weight.data[GATHERED.start : SOURCE.stop] = 0
-    _look_at_place(blocks[0].attn1_mot_ref, head=0, part=1)
+    _look_at_place(blocks[0].attn1_mot_ref, head=0, part=1, sharpness=SHARED_SHARPNESS)
     _copy_seen(blocks[0].attn1_mot_ref, 0, -torch.eye(LATENT_CHANNELS), source=LATENT_CHANNELS, goal=LATENT_CHANNELS)
     for index, (head, step) in enumerate(zip((1, 0, 0), NEIGHBOURS, strict=True)):
-        _look_at_place(blocks[index].attn1_mot_ref, head, part=1, step=step)
+        _look_at_place(blocks[index].attn1_mot_ref, head, part=1, step=step, sharpness=SHARED_SHARPNESS)
         _copy_seen(blocks[index].attn1_mot_ref, head, features, source=0, goal=GATHERED.start + index * FEATURES)
     _look_for_likeness(blocks[TRACKING].attn1_mot_ref, features)
     if place is not None:

@@ -148,17 +148,18 @@ def evaluate(
     effects: Sequence[Effect],
     options: dict[str, Any],
     others: Sequence[Effect] = (),
+    seed: int = 11,
 ) -> dict[str, float]:
     """Run all trials; write figures and contact sheets to a folder; give the means.
 
     others: effects that a result could be nearest to besides those on trial.
-    options: passed to the pipeline, such as num_inference_steps and guidance_scale.
+    options: passed to the pipeline, such as num_inference_steps and guidance_scale. seed: of the trials.
     """
     pipe = VideoAsPromptPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     out.mkdir(parents=True, exist_ok=True)
     figures = []
-    for index, trial in enumerate(draw_trials(11, rounds, frames, effects)):
+    for index, trial in enumerate(draw_trials(seed, rounds, frames, effects)):
         result = generate(pipe, trial, {"num_inference_steps": pipe.config.num_inference_steps} | options)
         figures.append(judge(trial, result, [*effects, *others]))
         draw_sheet(trial, result).save(out / f"{trial.effect.name}_{index // len(effects)}.png")

@@ -18,7 +18,7 @@ from training.sittings import save_checkpoint
 
 TRAINING = "training.json"  # how far the training has come
 FLOW_SHIFT = 5.0
-NUM_INFERENCE_STEPS = 8
+NUM_INFERENCE_STEPS = 6
 # the names the released 14B carries; the first two exist in its own fork only
 MODEL_INDEX = {
     "_class_name": "WanImageToVideoMOTPipeline",

@@ -15,7 +15,7 @@ TOLD_APART = (
     *("night", "sunset", "grey", "black", "white", "negative", "iris"),
     *("turn_red", "turn_green", "turn_blue", "fade", "move_left"),
 )
-OPTIONS = {"num_inference_steps": 8, "guidance_scale": 1.0}
+OPTIONS = {"num_inference_steps": 6, "guidance_scale": 1.0}
 
 
 @pytest.fixture(scope="module")

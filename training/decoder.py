@@ -95,7 +95,8 @@ def train_decoder(worker: Worker, runs: Path, minutes: float) -> None:
     generator = Generator().manual_seed(1000 * step + worker.rank)
     torch.manual_seed(1000 * step + worker.rank)
     pool: list[Made] = []
-    reported, losses = time.monotonic(), []
+    losses: list[float] = []
+    reported = time.monotonic()
 
     def report() -> None:
         loss = sum(losses) / max(1, len(losses))

@@ -13,7 +13,7 @@ from training.export import export_nano, resume_nano
 from training.sittings import start_workers
 
 ROOT = Path(__file__).parents[1]
-MINUTES = {"pictures": 9.0, "clips": 87.0, "denoiser": 45.0, "decoder": 10.0}
+MINUTES = {"pictures": 9.0, "clips": 87.0, "denoiser": 45.0, "decoder": 9.0}
 # what the evaluation tries, and what a result could be taken for besides
 TRIED = {"all": (EFFECTS, ()), "easy": (EASY_EFFECTS, ()), "paired": (PAIRED_EFFECTS, EASY_EFFECTS)}
 DIETS = {"pictures": autoencoder.PICTURES, "clips": autoencoder.CLIPS}

@@ -34,7 +34,6 @@ DRAWING = {9: ((0, 1), (0, -1)), 10: ((1, 0), (-1, 0))}  # (down, right) for eac
 TRACKING = 3  # the block whose expert's first head looks where in the reference's first frame stood what a token shows
 MASK = 4.0  # the size of the given frame's mark in a token
 PEAK = 1.33  # with the norm and its weight: the tokens beside the place itself get 3 nats less
-SHARED_SHARPNESS = 2.4
 HEAD_WIDTH = WIDTH // HEADS
 AXIS = HEAD_WIDTH // 3  # numbers of a head that turn with the frame; then as many with the row, and with the column
 FRAME_AXIS, ROW_AXIS, COLUMN_AXIS = 0, AXIS, 2 * AXIS
@@ -101,7 +100,7 @@ def _hold_still(model: VideoAsPromptTransformer3DModel) -> None:
         _look_at_place(blocks[index].attn1, head=0, part=0)
     for index, steps in DRAWING.items():
         for head, step in enumerate(steps):
-            _look_at_place(blocks[index].attn1, head, part=0, step=step, sharpness=SHARED_SHARPNESS)
+            _look_at_place(blocks[index].attn1, head, part=0, step=step)
     _copy_seen(blocks[FETCHING].attn1, 0, -torch.eye(LATENT_CHANNELS), source=LATENT_CHANNELS, goal=0)
 
 
@@ -115,20 +114,20 @@ def _copy_seen(attention: WanAttention, head: int, change: Tensor, source: int, 
     attention.to_out[0].weight.data[goal : goal + change.shape[0], seen] = torch.eye(change.shape[0])
 
 
-def _look_at_place(
-    attention: WanAttention, head: int, part: int, step: tuple[int, int] | None = None, sharpness: float = 1.8
-) -> None:
+def _look_at_place(attention: WanAttention, head: int, part: int, step: tuple[int, int] | None = None) -> None:
     """Let a head look at a place in its own stream: the token's own in the given frame, or a step away in its frame.
 
     A constant in queries and keys, on quick rotations of rows and columns, makes their product a peak at one distance;
     three of them, so that no other distance within a picture comes close. On the slowest rotation of frames, only the
     given frame's keys have it. part: which of the two numbers of each rotation holds it: 0 for the target and 1 for the
-    reference, so that neither peaks for the other. sharpness: the norm's weight, SHARED_SHARPNESS if both heads look at
-    places.
+    reference, so that neither peaks for the other.
     """
     first, quickest = head * HEAD_WIDTH, torch.tensor([0, 2, 4])
     axes = {ROW_AXIS: 0, COLUMN_AXIS: 0} if step is None else {FRAME_AXIS: 0, ROW_AXIS: step[0], COLUMN_AXIS: step[1]}
     slowest = first + FRAME_AXIS + AXIS - 2
+    # only heads of the target that look at their own place are alone in their block; others have such a head beside
+    # them, and share a norm with it
+    sharpness = 1.8 if part == 0 and step is None else 2.4
     for projection, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
         projection.weight.data *= 0.25  # so that the constants weigh more after the norm, in every token alike
         projection.bias.data[first : first + HEAD_WIDTH] = 0
@@ -175,10 +174,10 @@ def copy_base_to_experts(
         writers += [block.attn1_mot_ref.to_out[0], block.attn2_mot_ref.to_out[0], block.ffn_mot_ref.net[2]]
     for weight in (weight for writer in writers for weight in writer.parameters()):
         weight.data[GATHERED.start : SOURCE.stop] = 0
-    _look_at_place(blocks[0].attn1_mot_ref, head=0, part=1, sharpness=SHARED_SHARPNESS)
+    _look_at_place(blocks[0].attn1_mot_ref, head=0, part=1)
     _copy_seen(blocks[0].attn1_mot_ref, 0, -torch.eye(LATENT_CHANNELS), source=LATENT_CHANNELS, goal=LATENT_CHANNELS)
     for index, (head, step) in enumerate(zip((1, 0, 0), NEIGHBOURS, strict=True)):
-        _look_at_place(blocks[index].attn1_mot_ref, head, part=1, step=step, sharpness=SHARED_SHARPNESS)
+        _look_at_place(blocks[index].attn1_mot_ref, head, part=1, step=step)
         _copy_seen(blocks[index].attn1_mot_ref, head, features, source=0, goal=GATHERED.start + index * FEATURES)
     _look_for_likeness(blocks[TRACKING].attn1_mot_ref, features)
     if place is not None:

@@ -8,6 +8,7 @@ from pipeline.models import NANO_FOLDER
 from training.components import build_transformer
 from training.effects import EFFECTS, Effect
 from training.evaluate import Trial, draw_trials, generate
+from training.export import NUM_INFERENCE_STEPS
 from training.sittings import psnr
 
 TOLD_APART = (
@@ -15,7 +16,7 @@ TOLD_APART = (
     *("night", "sunset", "grey", "black", "white", "negative", "iris"),
     *("turn_red", "turn_green", "turn_blue", "fade", "move_left"),
 )
-OPTIONS = {"num_inference_steps": 6, "guidance_scale": 1.0}
+OPTIONS = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": 1.0}
 
 
 @pytest.fixture(scope="module")

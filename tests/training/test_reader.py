@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Generator
 
 from pipeline.transformer import VideoAsPromptBlock
 from training.autoencoder import LATENT_CHANNELS
-from training.components import FETCHING, build_tokenizer
+from training.components import DRAWING, FETCHING, build_tokenizer
 from training.denoiser import Nano, Stream, encode_pictures, encode_texts, predict, with_condition
 from training.effects import EFFECTS, animate, describe, draw_parameters, still
 from training.reader import Reader, Truth, _mislooked, look, token_places
@@ -108,6 +109,30 @@ def test_the_fetching_head_of_a_new_model_looks_at_the_start_image() -> None:
         )
 
     assert still_ < panned
+
+
+@pytest.mark.parametrize("index", DRAWING)
+def test_the_drawing_heads_of_a_new_model_look_at_neighbours(index: int) -> None:
+    """At the one a step away in the token's own frame, wherever there is one."""
+    torch.manual_seed(0)
+    nano = Nano()
+    latents, conditions = torch.randn(2, 1, LATENT_CHANNELS, 5, 10, 18)
+    states, counts = encode_texts(nano, build_tokenizer(), [""])
+    images = encode_pictures(nano, torch.rand(1, 3, 80, 144))
+    stream = Stream(with_condition(latents, conditions), states, counts, images)
+    block = nano.transformer.blocks[index]
+    assert isinstance(block, VideoAsPromptBlock)
+    read: list[torch.Tensor] = []
+    block.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+
+    with torch.no_grad():
+        _, request = predict(nano, torch.tensor([900.0]), stream, stream)
+        looked = look(block, read[0], request, heads=range(2))
+
+    inner = torch.arange(900).view(5, 10, 18)[:, 1:-1, 1:-1].flatten()
+    for head, (down, right) in enumerate(DRAWING[index]):
+        attention = looked[head].softmax(dim=-1)[0]
+        assert attention[inner, inner + 18 * down + right].mean() > 0.5
 
 
 def test_the_tracking_head_of_a_new_model_finds_where_something_was() -> None:

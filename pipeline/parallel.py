@@ -7,7 +7,9 @@ few seconds, and the results would have to be sent around. Sources, as diffusers
 rings, arXiv:2310.01889; both together, arXiv:2405.07719.
 """
 
+import atexit
 import os
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -27,6 +29,7 @@ from pipeline.video_as_prompt import VideoAsPromptPipeline, run_alone
 # What a ring passes around is put together by the logarithms of softmax's sums, which torch's usual one does not tell.
 RING_ATTENTION = "_native_flash"
 IDLE = timedelta(days=365)  # how long followers wait for the next request
+LETTING_GO_S = 0.5
 
 
 def choose_degrees(heads: int, processes: int, ring_degree: int = 1) -> ContextParallelConfig:
@@ -63,7 +66,16 @@ def join() -> torch.device:
         # gloo beside nccl: requests travel as objects on the CPU, and waiting for them must not occupy a GPU
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=IDLE)
+        atexit.register(_leave)
     return device
+
+
+def _leave() -> None:
+    # One of gloo's threads may still be about to let go of what was sent last. If it gets to that when the interpreter
+    # is going already, the process ends with SIGABRT: github.com/pytorch/pytorch, pull request 179291.
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        time.sleep(LETTING_GO_S)
 
 
 def share_out(pipe: VideoAsPromptPipeline, ring_degree: int = 1) -> None:

@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", type=Path, default=ROOT / "assets" / "nano", help="what to write, to evaluate, or to go on from"
     )
+    parser.add_argument("--kept", type=float, default=0.0, help="of the export: share of the model's weights so far")
     parser.add_argument("--rounds", type=int, default=2, help="of the evaluation, each with every effect once")
     parser.add_argument("--frames", type=int, default=17, help="of the evaluation's clips")
     parser.add_argument("--seed", type=int, default=11, help="of the evaluation's trials")
@@ -74,7 +75,7 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
     elif stage == "resume":
         resume_nano(arguments.model, runs)
     elif stage == "export":
-        export_nano(runs, arguments.model)
+        export_nano(runs, arguments.model, arguments.kept)
     elif stage == "examples":
         draw_presets(arguments.model, arguments.model / "presets.jpg")
     elif stage == "decoder":

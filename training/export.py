@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
+from torch import Tensor
 from transformers import CLIPVisionModel, T5TokenizerFast, UMT5EncoderModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -35,9 +36,16 @@ MODEL_INDEX = {
 }
 
 
-def export_nano(runs: Path, folder: Path) -> None:
-    """Write the newest model to a folder, replacing what the folder held of it; the model card stays."""
+def export_nano(runs: Path, folder: Path, kept: float = 0.0) -> None:
+    """Write the newest model to a folder, replacing what the folder held of it; the model card stays.
+
+    kept: the share, 0 to 1, of the weights that the folder held in a mean with the newest (arXiv:2203.05482), which
+    forgets less of what was learnt before. Blocks that those did not have, and the autoencoder, are the newest alone.
+    """
     nano, saved = load_nano(runs, averaged=True)
+    if kept:
+        held, weights = load_weights(folder), nano.state_dict()
+        nano.load_state_dict(weights | {name: weights[name].lerp(held[name], kept) for name in held})
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     write_checkpoint(part, nano, load_autoencoder(runs), load_tokenizer(runs))
@@ -54,7 +62,8 @@ def export_nano(runs: Path, folder: Path) -> None:
 def resume_nano(folder: Path, runs: Path) -> None:
     """Write the checkpoints from which training goes on with a model that `export_nano` wrote.
 
-    What only helps to train is not in the model and starts anew: the optimizers and the reader.
+    What only helps to train is not in the model and starts anew: the optimizers and the reader. Blocks that nano has
+    been given since, behind those that the model has, begin as new ones do and change nothing yet.
     Raises FileExistsError if there are checkpoints already, FileNotFoundError if the folder does not tell its samples.
     """
     taken = next((path for path in (runs / "autoencoder.pt", runs / "denoiser.pt") if path.exists()), None)
@@ -65,6 +74,17 @@ def resume_nano(folder: Path, runs: Path) -> None:
     statistics = {
         name: torch.tensor(getattr(vae.config, f"latents_{name}")).view(-1, 1, 1, 1) for name in ("mean", "std")
     }
+    weights = Nano().state_dict() | load_weights(folder)
+    Nano().load_state_dict(weights)  # tells at once if these are another config's
+    runs.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(folder / "tokenizer", runs / "tokenizer", dirs_exist_ok=True)
+    save_checkpoint(runs / "latents.pt", **statistics)
+    save_checkpoint(runs / "autoencoder.pt", vae=vae.state_dict(), step=0, decoder_only=True)
+    save_checkpoint(runs / "denoiser.pt", samples=samples, nano=weights, average=weights)
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """Give what `Nano` holds, float32, of a model that `export_nano` wrote."""
     parts = {
         "transformer": VideoAsPromptTransformer3DModel.from_pretrained(
             folder / "transformer", torch_dtype=torch.float32
@@ -72,13 +92,7 @@ def resume_nano(folder: Path, runs: Path) -> None:
         "text_encoder": UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
         "image_encoder": CLIPVisionModel.from_pretrained(folder / "image_encoder", dtype=torch.float32),
     }
-    weights = {f"{part}.{name}": weight for part, model in parts.items() for name, weight in model.state_dict().items()}
-    Nano().load_state_dict(weights)  # tells at once if these are another config's
-    runs.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(folder / "tokenizer", runs / "tokenizer", dirs_exist_ok=True)
-    save_checkpoint(runs / "latents.pt", **statistics)
-    save_checkpoint(runs / "autoencoder.pt", vae=vae.state_dict(), step=0, decoder_only=True)
-    save_checkpoint(runs / "denoiser.pt", samples=samples, nano=weights, average=weights)
+    return {f"{part}.{name}": weight for part, model in parts.items() for name, weight in model.state_dict().items()}
 
 
 def load_autoencoder(runs: Path) -> AutoencoderKLWan:

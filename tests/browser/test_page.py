@@ -253,6 +253,7 @@ def test_a_phone_shows_one_column_without_scrolling_sideways(page: Page, app_url
 
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert sticks_out(page) == []
+    assert page.locator("footer").inner_text() == "Settings"
 
 
 def test_who_wants_less_motion_starts_the_clip_by_hand(browser: Browser, app_url: str) -> None:

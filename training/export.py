@@ -74,13 +74,21 @@ def resume_nano(folder: Path, runs: Path) -> None:
     statistics = {
         name: torch.tensor(getattr(vae.config, f"latents_{name}")).view(-1, 1, 1, 1) for name in ("mean", "std")
     }
-    weights = Nano().state_dict() | load_weights(folder)
-    Nano().load_state_dict(weights)  # tells at once if these are another config's
+    nano, held = Nano(), load_weights(folder)
+    count = 1 + max(_block_of(name) for name in held)
+    weights = {name: weight for name, weight in nano.state_dict().items() if _block_of(name) >= count} | held
+    nano.load_state_dict(weights)  # tells at once if these are another config's
     runs.mkdir(parents=True, exist_ok=True)
     shutil.copytree(folder / "tokenizer", runs / "tokenizer", dirs_exist_ok=True)
     save_checkpoint(runs / "latents.pt", **statistics)
     save_checkpoint(runs / "autoencoder.pt", vae=vae.state_dict(), step=0, decoder_only=True)
     save_checkpoint(runs / "denoiser.pt", samples=samples, nano=weights, average=weights)
+
+
+def _block_of(name: str) -> int:
+    """Give the number of the transformer's block that a weight of `Nano` is in; -1: in none."""
+    _, found, rest = name.partition("transformer.blocks.")
+    return int(rest.split(".")[0]) if found else -1
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:

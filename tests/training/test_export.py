@@ -101,6 +101,16 @@ def test_another_config_is_not_taken_up(tmp_path: Path, monkeypatch: pytest.Monk
         resume_nano(tmp_path / "model", tmp_path / "runs")
 
 
+def test_other_experts_are_not_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model lacks within its own blocks is not made up."""
+    monkeypatch.setattr(components, "EXPERT_BLOCKS", components.EXPERT_BLOCKS[:-1])
+    write_filled(tmp_path / "model", 0.5, monkeypatch, LAYERS)
+    monkeypatch.setattr(components, "EXPERT_BLOCKS", (*components.EXPERT_BLOCKS, len(components.EXPERT_BLOCKS)))
+
+    with pytest.raises(RuntimeError, match="Missing key"):
+        resume_nano(tmp_path / "model", tmp_path / "runs")
+
+
 def test_weights_so_far_are_kept_in_a_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A quarter of 4 and three quarters of 8 are 7, also where the newest model has one block more."""
     write_filled(tmp_path / "newest", 8.0, monkeypatch, LAYERS + 1)

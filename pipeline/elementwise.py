@@ -1,8 +1,8 @@
 """What the transformer does to its numbers one by one: norms of queries and keys, rotations, the activation.
 
 On a processor such work waits for memory. Where no gradients are wanted it is done there in fewer passes, in place or
-in pieces that stay in the cache; graphics cards and training keep torch's own functions. Both give the same up to
-rounding.
+in pieces that stay in the cache; graphics cards, training, and torch.compile, which does the like by itself, keep
+torch's own functions. Both give the same up to rounding.
 """
 
 import math
@@ -101,7 +101,7 @@ def _write(function: Callable[..., Tensor], out: Tensor, *states: Tensor) -> Ten
 
 
 def _is_memory_bound(states: Tensor) -> bool:
-    return states.device.type == "cpu" and not torch.is_grad_enabled()
+    return states.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _inverse_rms(norm: nn.RMSNorm, states: Tensor) -> Tensor:

@@ -95,8 +95,10 @@ def attend(
 
 
 def _is_ours(states: Tensor) -> bool:
-    kinds = (torch.float32, torch.bfloat16)
-    return states.device.type == "cpu" and states.dtype in kinds and not torch.is_grad_enabled()
+    """Whether products of these are ours to choose: not while they are differentiated, nor what the compiler makes."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return states.device.type == "cpu" and states.dtype in (torch.float32, torch.bfloat16)
 
 
 HeadAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], None]

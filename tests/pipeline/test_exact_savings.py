@@ -83,6 +83,16 @@ def test_all_savings_together_change_no_number(case: Case, guidance_scale: float
     torch.testing.assert_close(fast, plain, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_blocks_can_be_compiled_whole(case: Case, guidance_scale: float) -> None:
+    """As one graph each, by diffusers' own method."""
+    plain = case.run(guidance_scale)
+
+    case.pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+
+    torch.testing.assert_close(case.run(guidance_scale), plain, rtol=0, atol=2e-5)
+
+
 def test_branches_one_after_the_other_give_the_same(case: Case) -> None:
     """Splitting guidance, for small cards, changes no number: every block sees one row, twice a step."""
     together = case.run()

@@ -202,6 +202,26 @@ def test_with_gradients_torch_multiplies(dtype: torch.dtype) -> None:
     assert layer.weight.grad is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_is_compiled_is_left_to_the_compiler(dtype: torch.dtype) -> None:
+    """It cannot compile our products, and knows oneDNN itself. A graph of torch's own operators goes to it, whole."""
+    layer, states, asking = Linear(4, 5, dtype=dtype), draw(2, 4, dtype=dtype), draw(1, TOKENS, 2, 8, dtype=dtype)
+    used: set[str] = set()
+
+    def multiply() -> tuple[Tensor, Tensor]:
+        return layer(states), attend(asking, asking, asking)
+
+    def note(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        used.update(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    compiled = torch.compile(multiply, backend=note, fullgraph=True)()
+
+    assert used
+    assert not any("mkldnn" in name for name in used)
+    torch.testing.assert_close(compiled, multiply(), rtol=4 * ROUNDING, atol=ROUNDING)
+
+
 def test_where_bfloat16_is_quick_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit."""
     monkeypatch.setattr(matrix_products, "is_quick_in_bfloat16", lambda: True)

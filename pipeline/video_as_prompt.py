@@ -110,10 +110,13 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
         dtype: of transformer and text encoder; see `checkpoint.load_components`.
         components: parts to use as they are (`vae=...`, `scheduler=...`).
-        Raises ModelError when files are missing, not whole, or another model's.
+        Raises ModelError when files are missing, not whole, or another model's, TypeError for any other argument.
         """
         if unknown := sorted(set(components) - set(checkpoint.FOLDERS)):
-            raise TypeError(f"from_pretrained() has no argument {', '.join(unknown)}")
+            raise TypeError(
+                f"from_pretrained() has no argument {', '.join(unknown)}. It takes dtype, revision, cache_dir, token, "
+                f"local_files_only, and parts of the model to use as they are: {', '.join(checkpoint.FOLDERS)}."
+            )
         folder = checkpoint.fetch_checkpoint(
             pretrained_model_name_or_path,
             revision=revision,

@@ -54,6 +54,12 @@ def test_a_given_part_is_used_as_it_is(folder: Path, tiny_pipe: VideoAsPromptPip
     assert pipe.vae is tiny_pipe.vae
 
 
+def test_an_argument_of_other_pipelines_is_refused_with_what_there_is(folder: Path) -> None:
+    """Most write `torch_dtype` for what is `dtype` here."""
+    with pytest.raises(TypeError, match=r"no argument torch_dtype\. It takes dtype, .*: .*transformer.*\.$"):
+        VideoAsPromptPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
+
+
 DAMAGES = [
     ("transformer", "diffusion_pytorch_model-00001-of-00002.safetensors", "blocks.0.attn1_mot_ref.to_q.weight"),
     ("vae", "diffusion_pytorch_model.safetensors", "decoder.conv_in.bias"),

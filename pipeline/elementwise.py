@@ -16,6 +16,11 @@ PIECE = 2**17  # numbers: with a scratch of the same size they fit in a core's c
 GELU_SLOPE, GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715
 
 
+def is_only_computed(states: Tensor) -> bool:
+    """Whether a processor computes with these and nothing else: they are neither differentiated nor compiled."""
+    return states.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 def rotate(states: Tensor, rotary: Tensor) -> Tensor:
     """Turn neighbouring pairs of each head, (B, S, heads, head_dim), as complex numbers by those of a table.
 
@@ -29,14 +34,14 @@ def rotate(states: Tensor, rotary: Tensor) -> Tensor:
 
 def in_float32(function: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
     """Give function(states), (B, S, d), of a function of each token, computed in float32, in the states' type."""
-    if not _is_memory_bound(states) or states.dtype == torch.float32:
+    if not is_only_computed(states) or states.dtype == torch.float32:
         return function(states.float()).type_as(states)
     return _write(lambda piece: function(piece.float()), torch.empty_like(states), states)
 
 
 def normalise(norm: nn.RMSNorm, states: Tensor) -> Tensor:
     """Give norm(states), (B, S, d). May write over the states."""
-    if not _is_memory_bound(states):
+    if not is_only_computed(states):
         return norm(states)
 
     def scale(piece: Tensor) -> Tensor:
@@ -47,7 +52,7 @@ def normalise(norm: nn.RMSNorm, states: Tensor) -> Tensor:
 
 def normalise_and_rotate(norm: nn.RMSNorm, states: Tensor, heads: int, rotary: Tensor) -> Tensor:
     """Give norm(states), (B, S, d), as rotated heads (B, S, heads, head_dim). May write over the states."""
-    if not _is_memory_bound(states):
+    if not is_only_computed(states):
         return rotate(norm(states).unflatten(2, (heads, -1)), rotary)
 
     def turn(piece: Tensor, turns: Tensor) -> Tensor:
@@ -60,12 +65,12 @@ def normalise_and_rotate(norm: nn.RMSNorm, states: Tensor, heads: int, rotary: T
 
 def add(states: Tensor, update: Tensor) -> Tensor:
     """Give states + update, of one shape. May write over the update."""
-    return update.add_(states) if _is_memory_bound(update) else states + update
+    return update.add_(states) if is_only_computed(update) else states + update
 
 
 def add_gated(states: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     """Give states + update * gate, computed in the gate's type, float32. May write over the update."""
-    if not _is_memory_bound(update) or update.shape != states.shape:
+    if not is_only_computed(update) or update.shape != states.shape:
         return torch.addcmul(states, update, gate).type_as(states)
     if update.dtype == gate.dtype:
         return torch.addcmul(states, update, gate, out=update)
@@ -84,7 +89,7 @@ def activate(states: Tensor) -> Tensor:
 
 def feed_forward(ffn: Any, states: Tensor) -> Tensor:
     """Give ffn(states) for a stock feed-forward whose activation is GELU by tanh, (B, S, d)."""
-    if not _is_memory_bound(states):
+    if not is_only_computed(states):
         return ffn(states)
     expand, _, contract = ffn.net
     return contract(activate(expand.proj(states)))
@@ -98,10 +103,6 @@ def _write(function: Callable[..., Tensor], out: Tensor, *states: Tensor) -> Ten
         if result.data_ptr() != piece.data_ptr():
             piece.copy_(result)
     return out
-
-
-def _is_memory_bound(states: Tensor) -> bool:
-    return states.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _inverse_rms(norm: nn.RMSNorm, states: Tensor) -> Tensor:

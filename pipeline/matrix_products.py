@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor, nn
 
+from pipeline.elementwise import is_only_computed
+
 PIECE = 512  # rows: many enough for the full speed of a product
 MAX_LOGITS = 2**20  # at once, for each thread: 4 MB
 MAX_MIXED_LOGITS = 2**18  # the same where values are in bfloat16: 1 MB, as quick as 4 there
@@ -95,10 +97,7 @@ def attend(
 
 
 def _is_ours(states: Tensor) -> bool:
-    """Whether products of these are ours to choose: not while they are differentiated, nor what the compiler makes."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return False
-    return states.device.type == "cpu" and states.dtype in (torch.float32, torch.bfloat16)
+    return is_only_computed(states) and states.dtype in (torch.float32, torch.bfloat16)
 
 
 HeadAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], None]

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         port = settle_port(settings)
         prepare_environment(settings)
         settings = choose_model(settings)
-        presets = load_presets()
+        presets = load_presets(model=settings.model if settings.worker else None)
         # Imported late, as all below: --help should not wait for the queue and the page.
         from server.assembly import check_machine, make_tls_front, open_files, open_queue
 
@@ -103,13 +103,18 @@ def open_page(
     from server.api import api_routes
     from server.assembly import MAX_UPLOAD_BYTES, make_api, make_studio
     from server.events import connect
+    from server.form import starting_values
     from server.theme import StudioTheme
     from server.ui import build_page
 
     api = make_api(settings, queue)
     studio = make_studio(settings, api, model, gauge)
     page = build_page(
-        presets, studio.browser_secret, safety_forced=settings.force_safety_checker, loras=studio.loras.names()
+        presets,
+        studio.browser_secret,
+        starts=starting_values(studio.guidance_scale),
+        safety_forced=settings.force_safety_checker,
+        loras=studio.loras.names(),
     )
     connect(page, studio)
     page.blocks.launch(

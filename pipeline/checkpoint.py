@@ -18,11 +18,13 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from pipeline import hub
 from pipeline.errors import ModelError
+from pipeline.models import read_index
+from pipeline.spec import OWN_FIELDS
 from pipeline.store import HubModel
 from pipeline.transformer import VideoAsPromptTransformer3DModel
 
 FOLDERS = hub.FOLDERS
-OPTIONS = ("render_size", "num_inference_steps")  # what our own checkpoints add to model_index.json
+OPTIONS = ("render_size", *OWN_FIELDS)  # what our own checkpoints add to model_index.json
 
 # Stored by some exporters of the base model, read by no Wan network.
 IGNORED_KEY_PARTS = ("norm_added_q",)
@@ -66,22 +68,12 @@ def load_components(
     Raises ModelError, naming the tensors, when a part is missing, not whole, or holds what its class does not know.
     """
     given = given or {}
-    options = _read_model_index(folder)
+    options = read_index(folder)
     parts = {}
     for number, name in enumerate(FOLDERS):
         on_part(number, len(FOLDERS))
         parts[name] = given[name] if name in given else _load_part(folder, name, dtype)
     return parts | {name: options[name] for name in OPTIONS if name in options}
-
-
-def _read_model_index(folder: Path) -> dict[str, Any]:
-    path = folder / "model_index.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder} holds no model_index.json, so it is not a model folder.", "model") from error
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON; fetch the model again.", "model") from error
 
 
 def load_transformer(folder: Path, dtype: torch.dtype, quantization: Any) -> VideoAsPromptTransformer3DModel:

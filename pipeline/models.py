@@ -1,11 +1,12 @@
 """Which models there are, and the command `python -m pipeline models` that looks after their files."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -63,6 +64,17 @@ def find_model(name: str) -> ModelSource:
     if name.count("/") == 1 and not Path(name).exists():
         return ModelSource(name, name, name)
     raise ModelError(f"There is no model “{name}”; try nano, 14b, or a folder that holds a {INDEX}.", "model")
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Read a model folder's model_index.json. Raises ModelError when there is none, or it is not JSON."""
+    path = folder / INDEX
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder} holds no {INDEX}, so it is not a model folder.", "model") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON; fetch the model again.", "model") from error
 
 
 def run_models(arguments: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 Cheap to ask: no weight is read and no model loaded, so the page asks at every move of a slider.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +13,7 @@ from pipeline.estimate import ModelShape, Workload, read_shape
 from pipeline.hardware import Corrections, Plan, Profile, choose_profile, find_profile, list_profiles, predict
 from pipeline.history import History, Lesson
 from pipeline.machine import Machine, look_at_machine
-from pipeline.models import find_model
+from pipeline.models import find_model, read_index
 from pipeline.spec import FRAME_STRIDE, SIZES, GenerationSpec, ModelFacts, default, limits
 
 AUTO = "auto"
@@ -193,10 +192,8 @@ def make_planner(
 
 
 def read_facts(name: str, folder: Path | None) -> ModelFacts:
-    """Read what a request has to know of a model; without a folder, it is the released one's."""
-    if folder is None:
-        return ModelFacts(name)
-    options = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    render_size = options.get("render_size")
-    steps = options.get("num_inference_steps", ModelFacts.num_inference_steps)
-    return ModelFacts(name, steps, tuple(render_size) if render_size else None)
+    """Read what a request has to know of a model; without a folder, it is the released one's.
+
+    Raises ModelError when its model_index.json cannot be read.
+    """
+    return ModelFacts.of(name, read_index(folder)) if folder else ModelFacts(name)

@@ -26,7 +26,10 @@ class Preset:
 
 
 class PresetFile(BaseModel):
-    """What a preset file says. Paths are relative to the file; `suggested` holds any other field of a request."""
+    """What a preset file says. Paths are relative to the file.
+
+    suggested: any other field of a request. suggested_for: more of them, for a model by its name.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
@@ -39,21 +42,22 @@ class PresetFile(BaseModel):
     origin: str = Field(min_length=1)
     licence: str = Field(min_length=1)
     suggested: dict[str, Any] = Field(default_factory=dict)
+    suggested_for: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
-def load_presets(folder: Path = PRESETS_FOLDER) -> tuple[Preset, ...]:
-    """Read every preset of a folder, in the order of the file names.
+def load_presets(folder: Path = PRESETS_FOLDER, *, model: str | None = None) -> tuple[Preset, ...]:
+    """Read every preset of a folder, in the order of the file names, with what each suggests for a model by its name.
 
     Raises InvalidInputError, which names the file, when one cannot be read, lacks something or breaks a limit.
     """
-    return tuple(load_preset(path) for path in sorted(folder.glob("*.toml")))
+    return tuple(load_preset(path, model) for path in sorted(folder.glob("*.toml")))
 
 
-def load_preset(path: Path) -> Preset:
+def load_preset(path: Path, model: str | None = None) -> Preset:
     """Read one preset file. Raises InvalidInputError, which names the file."""
     try:
         content = PresetFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-        preset = _to_preset(path, content)
+        preset = _to_preset(path, content, model)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise _complain(path, f"is not TOML: {error}.") from error
     except ValidationError as error:
@@ -64,14 +68,14 @@ def load_preset(path: Path) -> Preset:
     return preset
 
 
-def _to_preset(path: Path, content: PresetFile) -> Preset:
+def _to_preset(path: Path, content: PresetFile, model: str | None) -> Preset:
     folder = path.parent
     request = GenerationRequest(
         prompt=content.prompt,
         video_description=content.video_description,
         reference_video=(folder / content.reference_video).resolve(),
         image=(folder / content.image).resolve(),
-        **content.suggested,
+        **content.suggested | content.suggested_for.get(model or "", {}),
     )
     poster = (folder / content.poster).resolve()
     return Preset(path.stem, content.title, poster, content.origin, content.licence, request)

@@ -32,6 +32,9 @@ DRAWN_SEED_BITS = 32  # short enough to read out and type again
 
 MAX_NAME_LENGTH = 200
 
+# What a request leaves to the model unless it says otherwise; a checkpoint of ours has its own in model_index.json.
+OWN_FIELDS = ("num_inference_steps", "guidance_scale")
+
 LoraName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_NAME_LENGTH)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT_LENGTH)]
 
@@ -56,7 +59,9 @@ class GenerationRequest(BaseModel):
     fps: int = Field(16, ge=4, le=60, description="Frames per second of the result.")
     aspect_ratio: AspectRatio = Field("9:16", description="Upright or wide.")
     resolution: Resolution = Field("480p", description="The short side of the result.")
-    guidance_scale: float = Field(5.0, ge=1, le=20, description="How strongly the texts pull; 1: not at all.")
+    guidance_scale: float | None = Field(
+        None, ge=1, le=20, description="How strongly the texts pull, 1: not at all; none: the model's own."
+    )
     num_inference_steps: int | None = Field(None, ge=1, le=100, description="Denoising steps; none: the model's own.")
     reference_start_s: float | None = Field(None, ge=0, description="Where in the clip to begin, seconds.")
     reference_end_s: float | None = Field(None, gt=0, description="Where in the clip to end, seconds.")
@@ -93,6 +98,13 @@ class ModelFacts:
     name: str
     num_inference_steps: int = 50
     render_size: tuple[int, int] | None = None  # short, long side it always renders at; None: at the size asked for
+    guidance_scale: float = 5.0
+
+    @classmethod
+    def of(cls, name: str, index: Mapping[str, Any]) -> Self:
+        """Give a model's facts from its model_index.json, or from the config of its pipeline."""
+        own = {fact: index[fact] for fact in OWN_FIELDS if fact in index}
+        return cls(name, render_size=tuple(index["render_size"]) if index.get("render_size") else None, **own)
 
 
 @dataclass(frozen=True)
@@ -135,12 +147,11 @@ class GenerationSpec:
 
 
 def settle(request: GenerationRequest, model: ModelFacts, rng: random.Random) -> GenerationSpec:
-    """Fill the gaps of a request: seed drawn, sizes and steps settled for this model."""
+    """Fill the gaps of a request: seed drawn, sizes, steps and guidance settled for this model."""
     values = request.model_dump()
     if values["seed"] is None:
         values["seed"] = rng.getrandbits(DRAWN_SEED_BITS)
-    if values["num_inference_steps"] is None:
-        values["num_inference_steps"] = model.num_inference_steps
+    values |= {field: getattr(model, field) for field in OWN_FIELDS if values[field] is None}
     height, width = _turn(SIZES[request.resolution], request.aspect_ratio)
     render_height, render_width = _turn(model.render_size or SIZES[request.resolution], request.aspect_ratio)
     return GenerationSpec(

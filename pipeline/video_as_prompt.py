@@ -51,7 +51,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     """Carries what happens in a reference video over to a start image.
 
     render_size: short and long side in pixels that this checkpoint always renders at; None: at any size.
-    num_inference_steps: the checkpoint's own number of denoising steps.
+    num_inference_steps, guidance_scale: the checkpoint's own number of denoising steps, and its own guidance.
 
     encoding_cache: where encodings are kept; in memory unless replaced by one with a folder.
     fingerprint: stands for the encoders' weights in the cache's keys.
@@ -73,6 +73,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         scheduler: Any,
         render_size: Sequence[int] | None = None,
         num_inference_steps: int = 50,
+        guidance_scale: float = 5.0,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -85,7 +86,9 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             scheduler=scheduler,
         )
         self.register_to_config(
-            render_size=tuple(render_size) if render_size else None, num_inference_steps=num_inference_steps
+            render_size=tuple(render_size) if render_size else None,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
         )
         self.video_processor = VideoProcessor(vae_scale_factor=vae.config.scale_factor_spatial)
         self._interrupt = False
@@ -146,8 +149,8 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         height: int = 480,
         width: int = 832,
         num_frames: int = 49,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 5.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         approximations: Approximations = EXACT,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -164,7 +167,8 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         prompt, reference_prompt: what should happen to the image; what the reference shows.
         negative_prompt, negative_reference_prompt: None is the model's published default, "" the empty text.
         height, width: pixels, multiples of 16. num_frames: 4k + 1.
-        guidance_scale: 1 or less leaves out the unconditional pass, and with it the negative prompts.
+        num_inference_steps, guidance_scale: None is the checkpoint's own, of the released one 50 and 5. Guidance of 1
+            or less leaves out the unconditional pass, and with it the negative prompts.
         approximations: what to give up for speed; nothing unless asked.
         generator: on the CPU, which makes the start noise equal on every device. Or give that noise as `latents`,
             (B, z, T, h, w), standard normal.
@@ -174,6 +178,10 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             "latent", the final latents (B, z, T, h, w), float32 and still normalised.
         Raises InvalidInputError, naming the argument, before any work is done.
         """
+        if num_inference_steps is None:
+            num_inference_steps = self.config.num_inference_steps
+        if guidance_scale is None:
+            guidance_scale = self.config.guidance_scale
         self._check_inputs(image, reference_video, prompt, reference_prompt, height, width, num_frames)
         self._check_options(num_inference_steps, last_image, output_type)
         self._interrupt = False

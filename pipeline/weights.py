@@ -45,8 +45,7 @@ def load_model(
     use_attention(pipe.transformer, attention)
     if is_parallel():
         parallel.share_out(pipe, ring_degree)
-    facts = ModelFacts(source.name, pipe.config.num_inference_steps, pipe.config.render_size)
-    return pipe, facts
+    return pipe, ModelFacts.of(source.name, pipe.config)
 
 
 def follow_leader(name: str, profile: str, attention: str = NATIVE_ATTENTION, ring_degree: int = 1) -> None:

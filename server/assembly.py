@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import InvalidInputError, StudioError
+from pipeline.errors import InvalidInputError, ModelError, StudioError
 from pipeline.lora_shelf import NO_LORAS, LoraShelf
 from pipeline.model_progress import OnModel
 from pipeline.ranks import is_follower
-from pipeline.spec import NATIVE_ATTENTION, GenerationRequest, GenerationSpec
+from pipeline.spec import NATIVE_ATTENTION, GenerationRequest, GenerationSpec, ModelFacts
 from server.calls import ApiServices
 from server.certificates import load_certificate
 from server.fetch import Caller, FetchRules, SourceResolver
@@ -151,7 +151,20 @@ def make_studio(
         loras=LoraShelf(settings.lora_dir),
         on_submit=gauge.visitors.remember if gauge and gauge.visitors else lambda job_id: None,
         about_space=describe_space(settings),
+        guidance_scale=_own_guidance(settings),
     )
+
+
+def _own_guidance(settings: Settings) -> float:
+    """Give the model's own guidance; where it is not known, here or at all, that of the released one."""
+    from pipeline.models import find_model
+    from pipeline.planner import read_facts
+
+    try:
+        source = find_model(settings.model) if settings.worker else None
+        return read_facts(source.name, source.folder).guidance_scale if source else ModelFacts.guidance_scale
+    except ModelError:  # which the page tells once the model is wanted
+        return ModelFacts.guidance_scale
 
 
 def make_tls_front(settings: Settings, queue: JobQueue) -> AbstractContextManager[object]:

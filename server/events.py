@@ -73,7 +73,7 @@ def _fill_from_examples(page: Page) -> None:
     form = page.form
 
     def fill(preset: Preset) -> list[Any]:
-        return [*fill_form(preset), *("" for _ in form.problems)]
+        return [*fill_form(preset, form.starts), *("" for _ in form.problems)]
 
     for button, preset in page.examples:
         button.click(

@@ -8,16 +8,18 @@ import gradio as gr
 from gradio.components import Component
 from gradio.data_classes import ImageData
 
-from pipeline.spec import FRAME_STRIDE, AspectRatio, Resolution, default, limits
+from pipeline.spec import FRAME_STRIDE, AspectRatio, Resolution, limits
 
 CLIP_TYPES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif")
 ASPECT_LABELS: Mapping[str, str] = {"9:16": "Upright 9:16", "16:9": "Wide 16:9"}
 
 
 class FieldBuilder:
-    """Makes the form's fields, each with a place for its problem; limits and defaults come from `pipeline.spec`."""
+    """Makes the form's fields, each with a place for its problem; limits come from `pipeline.spec`."""
 
-    def __init__(self) -> None:
+    def __init__(self, starts: Mapping[str, Any]) -> None:
+        """Take the values that the fields begin with."""
+        self.starts = starts
         self.fields: dict[str, Component] = {}
         self.problems: dict[str, gr.HTML] = {}
 
@@ -63,15 +65,15 @@ class FieldBuilder:
         with gr.Row():
             with self._field("aspect_ratio") as add:
                 choices = [(ASPECT_LABELS[ratio], ratio) for ratio in get_args(AspectRatio)]
-                add(gr.Radio(choices, value=default("aspect_ratio"), label="Shape"))
+                add(gr.Radio(choices, value=self.starts["aspect_ratio"], label="Shape"))
             with self._field("resolution") as add:
-                add(gr.Radio(list(get_args(Resolution)), value=default("resolution"), label="Resolution"))
+                add(gr.Radio(list(get_args(Resolution)), value=self.starts["resolution"], label="Resolution"))
 
     def length_and_seed(self) -> gr.Button:
         """Choose how long, and the seed. Gives the button that rolls one."""
         with gr.Row():
             with self._field("num_frames") as add:
-                add(_slider("num_frames", "Frames", step=FRAME_STRIDE))
+                add(self._slider("num_frames", "Frames", step=FRAME_STRIDE))
             with self._field("seed") as add, gr.Row(elem_classes="seed"):
                 add(gr.Textbox("", label="Seed", placeholder="empty: drawn", max_lines=1, scale=3, min_width=120))
                 return gr.Button("⚄ Roll", elem_id="dice", scale=1, min_width=80)
@@ -81,12 +83,12 @@ class FieldBuilder:
         with gr.Row():
             with self._field("guidance_scale") as add:
                 add(
-                    _slider(
+                    self._slider(
                         "guidance_scale", "Guidance", step=0.5, info="How strongly the sentences pull. 1: not at all."
                     )
                 )
             with self._field("fps") as add:
-                add(_slider("fps", "Frames per second", step=1, info="How fast the frames are shown."))
+                add(self._slider("fps", "Frames per second", step=1, info="How fast the frames are shown."))
         with gr.Row():
             for field, label, placeholder in (
                 ("num_inference_steps", "Steps", "empty: the model's own"),
@@ -109,10 +111,10 @@ class FieldBuilder:
         """Take what makes a video quicker by giving something up; off unless asked."""
         with self._field("cache_threshold") as add:
             info = "Calm steps repeat the one before. Quicker, but fine detail and motion may suffer. 0: off."
-            add(_slider("cache_threshold", "Repeat steps that change less than", step=0.01, info=info))
+            add(self._slider("cache_threshold", "Repeat steps that change less than", step=0.01, info=info))
         with self._field("guided_share") as add:
             info = "The last steps go without guidance, in half the time, and follow the sentences less. 1: guide all."
-            add(_slider("guided_share", "Share of guided steps", step=0.05, info=info))
+            add(self._slider("guided_share", "Share of guided steps", step=0.05, info=info))
 
     def lora(self, names: Sequence[str]) -> None:
         """Choose a LoRA and how strongly it acts; hidden where there is none to choose."""
@@ -126,7 +128,11 @@ class FieldBuilder:
                 choices = [("none", ""), *names]
                 add(gr.Dropdown(choices, value="", label="LoRA (experimental)", info=info, allow_custom_value=True))
             with self._field("lora_strength") as add:
-                add(_slider("lora_strength", "LoRA strength", step=0.05, info="How strongly it acts. 0: not at all."))
+                add(
+                    self._slider(
+                        "lora_strength", "LoRA strength", step=0.05, info="How strongly it acts. 0: not at all."
+                    )
+                )
 
     def safety(self, *, forced: bool) -> None:
         """Switch the safety checker, unless the operator forces it on."""
@@ -134,9 +140,16 @@ class FieldBuilder:
         with self._field("enable_safety_checker") as add:
             add(
                 gr.Checkbox(
-                    value=default("enable_safety_checker"), label="Safety checker", info=info, interactive=not forced
+                    value=self.starts["enable_safety_checker"],
+                    label="Safety checker",
+                    info=info,
+                    interactive=not forced,
                 )
             )
+
+    def _slider(self, name: str, label: str, **options: Any) -> gr.Slider:
+        lowest, highest = limits(name)
+        return gr.Slider(lowest, highest, value=self.starts[name], label=label, buttons=[], **options)
 
     @contextmanager
     def _field(self, name: str) -> Iterator[Callable[[Component], None]]:
@@ -147,8 +160,3 @@ class FieldBuilder:
 
 def _give_path(payload: ImageData | None) -> str | None:
     return payload.path if payload else None
-
-
-def _slider(name: str, label: str, **options: Any) -> gr.Slider:
-    lowest, highest = limits(name)
-    return gr.Slider(lowest, highest, value=default(name), label=label, buttons=[], **options)

@@ -157,7 +157,7 @@ class Desk:
         found = self.studio.find_files(job.request)
         files = {name: into_cache(path) for name, path in found.items()}
         way_out = job.error.suggestion.fields if job.error and job.error.suggestion else {}
-        values = fill_from_settings({**request_settings(job), **way_out}, files)
+        values = fill_from_settings({**request_settings(job), **way_out}, files, self.form.starts)
         lost = {name: FILE_GONE for name in ("reference_video", "image") if name not in files}
         filled = dict(zip(self.form.inputs, values, strict=True))
         if not self.form.offers_loras:

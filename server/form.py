@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import StudioError
 from pipeline.presets import Preset
-from pipeline.spec import AspectRatio, GenerationRequest, Resolution, default, explain, limits
+from pipeline.spec import AspectRatio, GenerationRequest, ModelFacts, Resolution, default, explain, limits
 
 # The fields of a request that the page asks for, in the order of the page.
 FIELDS = (
@@ -44,6 +44,7 @@ CHOICES: Mapping[str, Sequence[str]] = {"aspect_ratio": get_args(AspectRatio), "
 MAX_KEPT_LENGTH = 20_000  # letters of a text that is brought back: far beyond what a request may have
 REQUIRED = tuple(name for name, field in GenerationRequest.model_fields.items() if field.is_required())
 
+Values = Mapping[str, Any]  # by the names of the fields
 CheckInputs = Callable[[GenerationRequest], None]
 
 
@@ -85,27 +86,38 @@ def place_problem(error: StudioError) -> dict[str, str]:
     return {_FIELD_OF_ARGUMENT.get(field, field): error.message}
 
 
-def fill_form(preset: Preset) -> tuple[Any, ...]:
-    """Give the form's values for an example, in the order of FIELDS. Numbers in text fields are written out."""
-    return tuple(_to_field(getattr(preset.request, field)) for field in FIELDS)
+def starting_values(guidance_scale: float = ModelFacts.guidance_scale) -> Values:
+    """Give what the form's fields begin with. guidance_scale: the model's own, which its slider has to show."""
+    return {
+        **{field: None if field in REQUIRED else default(field) for field in FIELDS},
+        "guidance_scale": guidance_scale,
+    }
 
 
-def fill_from_settings(settings: Mapping[str, Any], files: Mapping[str, Any]) -> tuple[Any, ...]:
+def fill_form(preset: Preset, starts: Values) -> tuple[Any, ...]:
+    """Give the form's values for an example, in the order of FIELDS. Numbers in text fields are written out.
+
+    starts: the values the form began with, which stand for what the example leaves to the model.
+    """
+    return tuple(_to_field(_or_start(getattr(preset.request, field), field, starts)) for field in FIELDS)
+
+
+def fill_from_settings(settings: Mapping[str, Any], files: Mapping[str, Any], starts: Values) -> tuple[Any, ...]:
     """Give the form's values for the settings of a job and its files by field, in the order of FIELDS.
 
-    A file that is gone leaves its field empty.
+    starts: the values the form began with, for what the settings lack. A file that is gone leaves its field empty.
     """
-    chosen = {field: _to_field(settings.get(field, _unset(field))) for field in FIELDS}
+    chosen = {field: _to_field(_or_start(settings.get(field), field, starts)) for field in FIELDS}
     values = {**chosen, **{field: files.get(field) for field in SOURCES}}
     return tuple(values[field] for field in FIELDS)
 
 
-def restore_value(field: str, kept: Any) -> Any:
-    """Give what a browser kept of a field if the field can hold it, else its default. Never for a file.
+def restore_value(field: str, kept: Any, starts: Values) -> Any:
+    """Give what a browser kept of a field if the field can hold it, else what it began with. Never for a file.
 
     Not whether it is right: what was typed comes back as it was, and Generate says what is wrong with it.
     """
-    usual = _to_field(_unset(field))
+    usual = _to_field(starts[field])
     if field in SOURCES:
         return None
     if isinstance(usual, bool):
@@ -119,8 +131,8 @@ def restore_value(field: str, kept: Any) -> Any:
     return kept if isinstance(kept, str) and len(kept) <= MAX_KEPT_LENGTH else usual
 
 
-def _unset(field: str) -> Any:
-    return None if field in REQUIRED else default(field)
+def _or_start(value: Any, field: str, starts: Values) -> Any:
+    return starts[field] if value is None else value
 
 
 def _filled(values: Sequence[Any]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class FormKeeper:
         filled: Updates = {self.form.fields[name]: str(path) if path else None for name, path in found.items()}
         if isinstance(values, list) and len(values) == len(VALUES):
             editable = [(name, kept) for name, kept in zip(VALUES, values, strict=True) if self._is_editable(name)]
-            filled |= {self.form.fields[name]: restore_value(name, kept) for name, kept in editable}
+            filled |= {self.form.fields[name]: restore_value(name, kept, self.form.starts) for name, kept in editable}
         lost = {name: FILE_GONE for name in SOURCES if name in tickets and not found[name]}
         told = tell_problems(self.form, lost) if lost else {}
         kept_files = {name: tickets[name] for name, path in found.items() if path}

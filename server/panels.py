@@ -302,8 +302,8 @@ def model_ready(facts: ModelFacts, plan: Plan | None = None) -> str:
         f"Small model “{facts.name}”: {long}x{short}, scaled up",
         "It runs on any computer and shows how the studio works. It takes over changes of light, moves of the camera "
         "and how one object moves, grows or changes colour; its pictures are soft, what moves loses its shape, and two "
-        "effects at once, spinning, melting, busy clips or cuts are too much for it. Guidance 3 suits it better "
-        f"than 5. For film quality start the studio with --model 14b, which needs a graphics card.{profile}",
+        "effects at once, spinning, melting, busy clips or cuts are too much for it. "
+        f"For film quality start the studio with --model 14b, which needs a graphics card.{profile}",
         "ready",
     )
 

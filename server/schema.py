@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from pipeline.spec import GenerationRequest
+from pipeline.spec import GenerationRequest, ModelFacts
 from server.files import split_key
 from server.job import Fault, Job, JobError, JobStatus, LogLine
 
@@ -44,6 +44,9 @@ FIELDS = (
     "lora",
     "lora_strength",
 )
+
+# What fal documents where a request may leave it to the model; programs may count on it, whichever model is here.
+WIRE_DEFAULTS: Mapping[str, float] = {"guidance_scale": ModelFacts.guidance_scale}
 
 _URL_STARTS = ("http://", "https://", "data:")
 _STAND_IN = "stand-in"  # what validation sees for a source: it is settled apart from the other fields
@@ -140,6 +143,9 @@ def input_schema() -> dict[str, Any]:
     """Describe the input as a JSON schema, with the limits and defaults of the request."""
     schema = GenerationRequest.model_json_schema()
     properties = {to_wire(name): dict(schema["properties"][name]) for name in FIELDS}
+    for name, value in WIRE_DEFAULTS.items():
+        number, _ = properties[name].pop("anyOf")  # or null
+        properties[name] |= {**number, "default": value, "description": "How strongly the texts pull; 1: not at all."}
     for name in SOURCES:
         properties[to_wire(name)] = {"type": "string", "description": _SOURCE_TEXT[name]}
     return {
@@ -237,7 +243,8 @@ _KINDS: Mapping[str, tuple[int, str | None]] = {
 
 def _by_our_names(body: Mapping[str, Any]) -> dict[str, Any]:
     """Pick the fields we know. A null counts as left out, for required fields too: they are then missing."""
-    return {name: value for name in FIELDS if (value := body.get(to_wire(name))) is not None}
+    given = {name: value for name in FIELDS if (value := body.get(to_wire(name))) is not None}
+    return {**WIRE_DEFAULTS, **given}
 
 
 def _source_fault(name: str, value: Any) -> Fault | None:

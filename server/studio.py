@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.check import check_inputs
 from pipeline.lora_shelf import NO_LORAS, LoraShelf
 from pipeline.model_progress import ModelProgress
-from pipeline.spec import GenerationRequest
+from pipeline.spec import GenerationRequest, ModelFacts
 from server.fetch import FILE_SCHEME
 from server.files import UPLOADS, FileStore, UnknownFileError
 from server.form import SOURCES
@@ -35,6 +35,7 @@ class Studio:
     is, if there is news. planner: what knows the cost of a request, once there is one. browser_secret: what browsers
     keep for us is scrambled with it, which hides it and proves nothing; signer: marks what they cannot make up.
     on_submit: told of each new job by its id. about_space: what visitors should know of the Space that this runs on.
+    guidance_scale: the one to begin with, the model's own.
     """
 
     queue: JobQueue
@@ -50,6 +51,7 @@ class Studio:
     loras: LoraShelf = NO_LORAS
     on_submit: Callable[[str], None] = lambda job_id: None
     about_space: str = ""
+    guidance_scale: float = ModelFacts.guidance_scale
 
     @property
     def files(self) -> FileStore:

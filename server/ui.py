@@ -9,7 +9,7 @@ from gradio.components import Component
 from pipeline.presets import Preset
 from server import panels
 from server.fields import FieldBuilder
-from server.form import FIELDS
+from server.form import FIELDS, Values, starting_values
 
 TITLE = "Video-As-Prompt Studio"
 CACHE_CHECK_S, CACHE_AGE_S = 3600, 86400  # Gradio's copies of uploads and results; the results themselves stay
@@ -30,8 +30,12 @@ element.addEventListener("click", (event) => {
 
 @dataclass(frozen=True)
 class Form:
-    """The input side: fields and the places of their problems by the names of GenerationRequest, and the buttons."""
+    """The input side: fields and the places of their problems by the names of GenerationRequest, and the buttons.
 
+    starts: what the fields begin with.
+    """
+
+    starts: Values
     fields: Mapping[str, Component]
     problems: Mapping[str, gr.HTML]
     clip: gr.Video
@@ -104,9 +108,18 @@ class Page:
 
 
 def build_page(
-    presets: Sequence[Preset], browser_secret: str, *, safety_forced: bool = False, loras: Sequence[str] = ()
+    presets: Sequence[Preset],
+    browser_secret: str,
+    *,
+    starts: Values | None = None,
+    safety_forced: bool = False,
+    loras: Sequence[str] = (),
 ) -> Page:
-    """Lay the page out. safety_forced: nobody can switch the safety checker off. loras: the names to choose from."""
+    """Lay the page out.
+
+    starts: what the form begins with; None: what suits the released model. safety_forced: nobody can switch the safety
+    checker off. loras: the names to choose from.
+    """
     blocks = gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(CACHE_CHECK_S, CACHE_AGE_S))
     with blocks:
         job = gr.BrowserState(storage_key="video-as-prompt-job", secret=browser_secret)
@@ -120,7 +133,7 @@ def build_page(
                 examples = _build_examples(presets)
                 with gr.Row(elem_classes="columns", equal_height=False):
                     with gr.Column(elem_classes="inputs"):
-                        form = _build_form(safety_forced=safety_forced, loras=loras)
+                        form = _build_form(starts or starting_values(), safety_forced=safety_forced, loras=loras)
                     with gr.Column(elem_classes="output"):
                         result = _build_result()
             with gr.Tab("My jobs", id="jobs") as jobs_tab:
@@ -156,8 +169,8 @@ def _build_examples(presets: Sequence[Preset]) -> list[tuple[gr.Button, Preset]]
         ]
 
 
-def _build_form(*, safety_forced: bool, loras: Sequence[str]) -> Form:
-    build = FieldBuilder()
+def _build_form(starts: Values, *, safety_forced: bool, loras: Sequence[str]) -> Form:
+    build = FieldBuilder(starts)
     with gr.Row(elem_classes="media"):
         with gr.Column(elem_classes="card", min_width=240):
             gr.HTML(panels.step_heading(1, "Reference clip", "Its effect, motion or camera move is what you want."))
@@ -185,7 +198,7 @@ def _build_form(*, safety_forced: bool, loras: Sequence[str]) -> Form:
         estimate = gr.HTML(elem_id="estimate")
         generate = gr.Button("Generate video", variant="primary", size="lg", elem_id="generate", scale=3)
         stop = gr.Button("Stop", size="lg", interactive=False, elem_id="stop", scale=1, min_width=100)
-    return Form(build.fields, build.problems, clip, clip_facts, more, faster, dice, estimate, generate, stop)
+    return Form(starts, build.fields, build.problems, clip, clip_facts, more, faster, dice, estimate, generate, stop)
 
 
 def _build_result() -> ResultView:

@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=2, help="of the evaluation, each with every effect once")
     parser.add_argument("--frames", type=int, default=17, help="of the evaluation's clips")
     parser.add_argument("--seed", type=int, default=11, help="of the evaluation's trials")
-    parser.add_argument("--guidance", type=float, default=3.0, help="of the evaluation; 1: none")
+    parser.add_argument("--guidance", type=float, help="of the evaluation, 1: none; left out: the model's own")
     parser.add_argument(
         "--effects", choices=TRIED, default="all", help="to evaluate; easy: those that are taught first"
     )

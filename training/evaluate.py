@@ -160,7 +160,7 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     figures = []
     for index, trial in enumerate(draw_trials(seed, rounds, frames, effects)):
-        result = generate(pipe, trial, {"num_inference_steps": pipe.config.num_inference_steps} | options)
+        result = generate(pipe, trial, options)
         figures.append(judge(trial, result, [*effects, *others]))
         draw_sheet(trial, result).save(out / f"{trial.effect.name}_{index // len(effects)}.png")
     summary = summarise(figures)

@@ -19,9 +19,9 @@ def draw_presets(model: Path, out: Path) -> None:
     """Write a JPEG: for each preset frames of the reference, and below them those that the model makes."""
     pipe = VideoAsPromptPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
-    facts = ModelFacts(model.name, pipe.config.num_inference_steps, pipe.config.render_size)
+    facts = ModelFacts.of(model.name, pipe.config)
     rows, gaps = [], []
-    for preset in load_presets():
+    for preset in load_presets(model=model.name):
         spec = settle(preset.request, facts, random.Random(0))
         with TemporaryDirectory() as folder:
             drawn = draw(spec, pipe, Path(folder) / "state.pt", lambda _: None)

@@ -97,7 +97,7 @@ def test_the_seed_of_a_result_can_be_used_again(page: Page) -> None:
 
 def test_every_example_fills_everything_on_one_click(page: Page) -> None:
     """Clip, picture, both sentences and all suggested values stand in the form."""
-    for preset in load_presets():
+    for preset in load_presets(model="nano"):
         page.get_by_role("button", name=preset.title).click()
 
         expect(page.locator("#field-prompt textarea")).to_have_value(preset.request.prompt)

@@ -42,7 +42,17 @@ def test_a_preset_is_a_complete_request(folder: Path) -> None:
 
     assert (preset.name, preset.title, preset.licence) == ("grow", "Grows", "CC0-1.0")
     assert preset.request.reference_video == folder / "clip.mp4"
-    assert (preset.request.num_frames, preset.request.seed, preset.request.guidance_scale) == (17, 3, 5.0)
+    assert (preset.request.num_frames, preset.request.seed, preset.request.fps) == (17, 3, 16)
+
+
+def test_a_preset_knows_what_suits_a_model(folder: Path) -> None:
+    """More than for any model, and instead of it; for no other."""
+    path = write(folder, suggested_for="{ small = { num_frames = 9, guidance_scale = 1 } }")
+
+    made = {model: load_preset(path, model).request for model in ("small", "large", None)}
+
+    assert (made["small"].num_frames, made["small"].guidance_scale, made["small"].seed) == (9, 1.0, 3)
+    assert made["large"] == made[None] == load_preset(write(folder)).request
 
 
 def test_presets_come_in_the_order_of_their_file_names(folder: Path) -> None:
@@ -62,6 +72,7 @@ def test_presets_come_in_the_order_of_their_file_names(folder: Path) -> None:
         ({"sound": '"loud"'}, "does not work at “sound”: extra inputs are not permitted."),
         ({"suggested": "{ num_frames = 48 }"}, "does not work: A video cannot have 48 frames; try 45 or 49."),
         ({"suggested": "{ mood = 1 }"}, "does not work: “mood” is not a setting of a generation; leave it out."),
+        ({"suggested_for": "{ x = 1 }"}, "does not work at “suggested_for.x”: input should be a valid dictionary."),
         ({"title": "unquoted"}, "is not TOML: "),
         ({"image": '"gone.png"'}, "names gone.png, which is not at "),
     ],
@@ -76,12 +87,23 @@ def test_a_bad_file_is_named_with_what_is_wrong(folder: Path, changes: dict[str,
     assert caught.value.message.startswith(f"The preset broken.toml {sentence}")
 
 
-def test_the_shipped_presets_load() -> None:
+@pytest.mark.parametrize("model", ["nano", "14b"])
+def test_the_shipped_presets_load(model: str) -> None:
     """There are at least three, every one says where its media come from, and no file is heavy."""
-    presets = load_presets()
+    presets = load_presets(model=model)
 
     assert len(presets) >= 3
     for preset in presets:
         assert preset.origin
         for media in (preset.request.reference_video, preset.request.image, preset.poster):
             assert media.stat().st_size < 300_000, media
+
+
+def test_what_suits_the_small_model_is_not_asked_of_the_large_one() -> None:
+    """Without guidance or with few frames the small one is quicker or better; the large one was made for neither."""
+    small, large = ([preset.request for preset in load_presets(model=model)] for model in ("nano", "14b"))
+
+    assert {request.num_frames for request in large} == {49}
+    assert {request.guidance_scale for request in large} == {None}
+    assert {request.num_frames for request in small} == {17, 25, 49}
+    assert {request.guidance_scale for request in small} == {None, 1.0}

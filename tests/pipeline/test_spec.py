@@ -68,13 +68,28 @@ def test_every_resolution_has_a_size() -> None:
 
 def test_a_model_with_a_size_of_its_own_renders_at_it() -> None:
     """The file has the size asked for, the model the one it knows, turned alike."""
-    small = ModelFacts("nano", num_inference_steps=12, render_size=(80, 144))
+    small = ModelFacts("nano", num_inference_steps=12, render_size=(80, 144), guidance_scale=3.0)
 
     made = settle(GenerationRequest(**GIVEN, aspect_ratio="16:9"), small, random.Random(0))
 
     assert (made.height, made.width) == (480, 832)
     assert (made.render_height, made.render_width) == (80, 144)
-    assert made.num_inference_steps == 12
+    assert (made.num_inference_steps, made.guidance_scale) == (12, 3.0)
+
+
+def test_a_person_can_overrule_the_model() -> None:
+    """Steps and guidance that are given hold, whatever the model has of its own."""
+    made = settled(num_inference_steps=7, guidance_scale=1)
+
+    assert (made.num_inference_steps, made.guidance_scale) == (7, 1.0)
+
+
+def test_a_model_without_facts_of_its_own_has_those_of_the_released_one() -> None:
+    """The released model_index.json knows none of them; ours and a pipeline's config do."""
+    own = {"render_size": [80, 144], "num_inference_steps": 12, "guidance_scale": 3.0}
+
+    assert ModelFacts.of("14b", {"_class_name": "WanImageToVideoMOTPipeline"}) == ModelFacts("14b", 50, None, 5.0)
+    assert ModelFacts.of("nano", own) == ModelFacts("nano", 12, (80, 144), 3.0)
 
 
 def test_a_seed_is_drawn_once_and_kept() -> None:

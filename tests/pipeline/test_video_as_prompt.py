@@ -147,6 +147,16 @@ def test_without_guidance_there_is_no_unconditional_pass(
     torch.testing.assert_close(plain, other, atol=0, rtol=0)
 
 
+def test_steps_and_guidance_left_out_are_the_checkpoints_own(tiny_pipe: VideoAsPromptPipeline) -> None:
+    """Of the released one 50 and 5; of another what its model_index.json says."""
+    own = {"num_inference_steps": 3, "guidance_scale": 2.5}
+    assert {name: tiny_pipe.config[name] for name in own} == {"num_inference_steps": 50, "guidance_scale": 5.0}
+    other = VideoAsPromptPipeline(**tiny_pipe.components, **own)
+    other.set_progress_bar_config(disable=True)
+
+    torch.testing.assert_close(small_run(other, **dict.fromkeys(own)), small_run(tiny_pipe, **own), atol=0, rtol=0)
+
+
 def test_no_negative_prompt_means_the_published_one(tiny_pipe: VideoAsPromptPipeline) -> None:
     """None stands for the model's default text; the empty text is another thing."""
     unsaid = small_run(tiny_pipe)

@@ -158,6 +158,24 @@ def test_the_page_tells_of_a_lora_that_is_not_there(tmp_path: Path, queue: JobQu
 
 
 @pytest.mark.parametrize(
+    ("changes", "guidance_scale"),
+    [
+        ({}, 3.0),
+        ({"model": "14b"}, 5.0),
+        ({"model": "no/such/model"}, 5.0),
+        ({"worker": False}, 5.0),
+    ],
+)
+def test_the_page_begins_with_the_models_own_guidance(
+    tmp_path: Path, queue: JobQueue, changes: dict[str, Any], guidance_scale: float
+) -> None:
+    """With the released model's where this program does not know it: then others make the videos, or nobody can."""
+    settings = Settings(data_dir=tmp_path, **changes)
+
+    assert make_studio(settings, make_api(settings, queue), None).guidance_scale == guidance_scale
+
+
+@pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"lora_dir": Path("/nowhere")}, "The folder “/nowhere” for LoRAs cannot be read"),

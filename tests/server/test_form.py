@@ -20,6 +20,7 @@ from server.form import (
     read_form,
     read_what_fits,
     restore_value,
+    starting_values,
 )
 
 FILLED = {
@@ -43,6 +44,8 @@ FILLED = {
     "lora_strength": 1,
     "enable_safety_checker": True,
 }
+
+STARTS = starting_values(guidance_scale=3.0)
 
 
 def values(**changes: Any) -> list[Any]:
@@ -110,9 +113,10 @@ def test_files_are_not_opened_for_a_form_with_gaps() -> None:
 
 
 def test_an_example_fills_the_form_with_its_own_request() -> None:
-    """Reading the form back gives what the preset says."""
-    for preset in load_presets():
-        assert read_form(fill_form(preset)) == preset.request
+    """Reading the form back gives what the preset says, and the model's own guidance where it says none."""
+    for preset in load_presets(model="nano"):
+        own = {} if preset.request.guidance_scale else {"guidance_scale": 3.0}
+        assert read_form(fill_form(preset, STARTS)) == preset.request.model_copy(update=own)
 
 
 def test_the_form_has_every_field_of_a_request() -> None:
@@ -127,7 +131,7 @@ def test_the_settings_of_a_result_fill_the_form_again() -> None:
     settings |= {"reference_start_s": 0.5, "reference_end_s": None, "enable_safety_checker": False}
     files = {"reference_video": "kept/clip.mp4", "image": "kept/picture.png"}
 
-    request = read_form(fill_from_settings(settings, files))
+    request = read_form(fill_from_settings(settings, files, STARTS))
 
     assert (request.seed, request.num_inference_steps, request.reference_start_s) == (7, 20, 0.5)
     assert (request.negative_prompt, request.enable_safety_checker) == (None, False)
@@ -135,11 +139,12 @@ def test_the_settings_of_a_result_fill_the_form_again() -> None:
 
 
 def test_a_file_that_is_gone_leaves_its_field_empty() -> None:
-    """And fields that a request left out get their defaults."""
-    form = dict(zip(FIELDS, fill_from_settings({"prompt": "It grows."}, {}), strict=True))
+    """And fields that a request left out get what the form began with."""
+    form = dict(zip(FIELDS, fill_from_settings({"prompt": "It grows."}, {}, STARTS), strict=True))
 
     assert (form["reference_video"], form["image"], form["video_description"]) == (None, None, "")
     assert (form["num_frames"], form["seed"], form["enable_safety_checker"]) == (49, "", True)
+    assert (form["guidance_scale"], form["num_inference_steps"]) == (3.0, "")
     assert (form["cache_threshold"], form["guided_share"], form["lora"], form["lora_strength"]) == (0, 1, "", 1)
 
 
@@ -176,6 +181,9 @@ def test_what_fits_is_read_and_the_rest_left_out(changes: dict[str, Any], left_o
         ("num_frames", 122, 49),
         ("num_frames", True, 49),
         ("num_frames", "21", 49),
+        ("guidance_scale", 7.5, 7.5),
+        ("guidance_scale", 21, 3.0),
+        ("guidance_scale", None, 3.0),
         ("guided_share", 0, 0),
         ("guided_share", 1.1, 1.0),
         ("cache_threshold", -0.1, 0.0),
@@ -189,7 +197,7 @@ def test_what_fits_is_read_and_the_rest_left_out(changes: dict[str, Any], left_o
 )
 def test_a_field_takes_back_what_it_can_hold(field: str, kept: Any, restored: Any) -> None:
     """Right or wrong, as it was typed; its default for what an older page kept, or somebody made up."""
-    assert restore_value(field, kept) == restored
+    assert restore_value(field, kept, STARTS) == restored
 
 
 def test_every_field_is_known_by_its_kind() -> None:

@@ -73,12 +73,13 @@ def test_an_input_is_read_by_our_names() -> None:
 
 
 def test_what_is_left_out_is_left_to_the_request() -> None:
-    """Unknown fields are ignored, and null is the default: no default is repeated here."""
+    """Unknown fields are ignored, and null is the default: no default is repeated here, but where it is the model's."""
     nothing = dict.fromkeys(("seed", "num_frames", "fps", "aspect_ratio", "resolution", "guidance_scale"))
 
     read = read_input(BODY | nothing | {"strength": 3, "reference_video": "x"})
 
-    assert read.fields.keys() == {"prompt", "video_description"}
+    assert read.fields.keys() == {"prompt", "video_description", "guidance_scale"}
+    assert read.fields["guidance_scale"] == 5.0  # as fal documents
 
 
 def test_our_own_settings_may_be_sent_too() -> None:
@@ -274,5 +275,9 @@ def test_the_description_tells_the_limits_of_the_request() -> None:
     assert schema["required"] == ["prompt", "video_url", "image_url", "video_description"]
     assert (frames["minimum"], frames["maximum"]) == limits("num_frames")
     assert frames["default"] == fields["num_frames"].default
+    guidance = {
+        name: schema["properties"]["guidance_scale"][name] for name in ("type", "default", "minimum", "maximum")
+    }
+    assert guidance == {"type": "number", "default": 5.0, "minimum": 1, "maximum": 20}
     assert schema["properties"]["aspect_ratio"]["enum"] == ["9:16", "16:9"]
     assert read_input(schema["example"]).fields["prompt"]

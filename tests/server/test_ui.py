@@ -12,7 +12,7 @@ from pipeline.spec import default, limits
 from server.assembly import make_api, make_studio, open_files, open_queue
 from server.code_tab import SNIPPETS
 from server.events import connect
-from server.form import FIELDS, SLIDERS
+from server.form import FIELDS, SLIDERS, starting_values
 from server.page_events import tell_problems
 from server.settings import Settings
 from server.ui import Page, build_page
@@ -26,8 +26,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     queue = open_queue(settings, open_files(settings))
 
     async def build() -> Page:
-        page = build_page(load_presets(), "0" * 16)
-        connect(page, make_studio(settings, make_api(settings, queue), absent_model()))
+        studio = make_studio(settings, make_api(settings, queue), absent_model())
+        page = build_page(load_presets(), "0" * 16, starts=starting_values(studio.guidance_scale))
+        connect(page, studio)
         return page
 
     # Within a loop, or Gradio makes loops of its own and never closes them, which is a warning and thus an error.
@@ -42,11 +43,11 @@ def test_the_form_has_a_field_and_a_place_for_a_problem_for_everything(page: Pag
 
 @pytest.mark.parametrize("field", SLIDERS)
 def test_sliders_have_the_limits_and_defaults_of_a_request(page: Page, field: str) -> None:
-    """They are read from the spec, not typed again."""
+    """They are read from the spec, not typed again; guidance begins with the model's own, here nano's."""
     slider: Any = page.form.fields[field]
 
     assert (slider.minimum, slider.maximum) == limits(field)
-    assert slider.value == default(field)
+    assert slider.value == (3.0 if field == "guidance_scale" else default(field))
 
 
 def test_one_endpoint_is_public(page: Page) -> None:

@@ -169,13 +169,14 @@ def write_video(
     height: int,
     width: int,
     settings: Mapping[str, Any] | None = None,
+    effort: str = "medium",
 ) -> None:
     """Write an H.264 MP4 of exactly these frames, this size and rate: yuv420p, BT.709 tagged, index at the front.
 
     frames: RGB pictures or uint8 arrays (height, width, 3), one at a time; those of another size are scaled to it with
-    Lanczos. settings: stored as JSON inside the file, see read_settings. The file appears when it is whole: it is
-    written beside and moved into place. Raises MediaError for "num_frames" when there are no frames and for "height" or
-    "width" when it is odd; ValueError for settings that JSON cannot hold.
+    Lanczos. settings: stored as JSON inside the file, see read_settings. effort: a preset of x264 by its name. The file
+    appears when it is whole: it is written beside and moved into place. Raises MediaError for "num_frames" when there
+    are no frames and for "height" or "width" when it is odd; ValueError for settings that JSON cannot hold.
     """
     for name, length in (("height", height), ("width", width)):
         if length < 2 or length % 2:
@@ -185,7 +186,7 @@ def write_video(
     metadata = {} if settings is None else _settings_metadata(settings)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        _encode((_fit(frame, height, width) for frame in frames), unfinished, rate, height, width, metadata)
+        _encode((_fit(frame, height, width) for frame in frames), unfinished, rate, height, width, metadata, effort)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -226,13 +227,19 @@ def _fit(frame: Frame, height: int, width: int) -> Image.Image:
 
 
 def _encode(
-    pictures: Iterable[Image.Image], path: Path, rate: Fraction, height: int, width: int, metadata: Mapping[str, str]
+    pictures: Iterable[Image.Image],
+    path: Path,
+    rate: Fraction,
+    height: int,
+    width: int,
+    metadata: Mapping[str, str],
+    effort: str,
 ) -> None:
     """Encode RGB pictures of one size into a new MP4 file."""
     # use_metadata_tags lets the MP4 carry keys of our own beside the handful that it knows.
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart+use_metadata_tags"}) as container:
         container.metadata.update(metadata)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "17", "preset": "medium"})
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "17", "preset": effort})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         context = stream.codec_context
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         port = settle_port(settings)
         prepare_environment(settings)
         settings = choose_model(settings)
-        presets = load_presets(model=settings.model if settings.worker else None)
+        presets = load_presets(model=Path(settings.model).name if settings.worker else None)
         # Imported late, as all below: --help should not wait for the queue and the page.
         from server.assembly import check_machine, make_tls_front, open_files, open_queue
 

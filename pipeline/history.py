@@ -19,7 +19,8 @@ REMEMBERED = 20  # runs of a kind that count
 class Lesson:
     """One run. model, profile, device: the kind of run. step, rest, card: measured over predicted; None: not known.
 
-    failed: it ran out of memory; `card` is then what it must have exceeded.
+    failed: it ran out of memory; `card` is then what it must have exceeded. tflops: what the machine was taken to do by
+    the prediction, measured anew at every start, on a busy machine as less; 0: not known, as in older lines.
     """
 
     model: str
@@ -29,6 +30,7 @@ class Lesson:
     rest: float | None = None
     card: float | None = None
     failed: bool = False
+    tflops: float = 0.0
 
 
 _LESSON = TypeAdapter(Lesson)
@@ -54,9 +56,13 @@ class History:
         finally:
             os.close(file)
 
-    def correction(self, model: str, profile: str, device: str, *, mind_failures: bool = True) -> Correction:
+    def correction(
+        self, model: str, profile: str, device: str, tflops: float = 0.0, *, mind_failures: bool = True
+    ) -> Correction:
         """Give what runs of this kind taught: medians, so that one run on a busy machine changes nothing.
 
+        tflops: what the machine is taken to do now. Where that differs, so do predictions, and what a run took is the
+        other share of them.
         mind_failures: count on at least the memory that failed runs must have exceeded.
         """
         kind = (model, profile, device)
@@ -65,7 +71,8 @@ class History:
         card = _median(one.card for one in finished)
         if mind_failures:
             card = max([card, *(one.card for one in lessons if one.failed and one.card)])
-        step, rest = _median(one.step for one in finished), _median(one.rest for one in finished)
+        step = _median(_rebase(one.step, one.tflops, tflops) for one in finished)
+        rest = _median(_rebase(one.rest, one.tflops, tflops) for one in finished)
         return Correction(step, rest, card, len(finished))
 
     def _lessons(self) -> list[Lesson]:
@@ -87,6 +94,11 @@ def _parse(lines: bytes) -> Iterator[Lesson]:
             yield _LESSON.validate_json(line)
         except ValidationError:
             continue
+
+
+def _rebase(ratio: float | None, then: float, now: float) -> float | None:
+    """Give a ratio to what was predicted for a machine of `then` TFLOP/s as one to what is for one of `now`."""
+    return ratio * now / then if ratio and then and now else ratio
 
 
 def _median(values: Iterator[float | None]) -> float:

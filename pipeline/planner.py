@@ -112,7 +112,7 @@ class Planner:
         failed: bool = False,
     ) -> None:
         name, device = self.facts.name, self.machine.kind
-        self._history.add(Lesson(name, plan.profile.name, device, step, rest, card, failed))
+        self._history.add(Lesson(name, plan.profile.name, device, step, rest, card, failed, self.machine.tflops))
 
     @property
     def _all_profiles(self) -> list[Profile]:
@@ -135,7 +135,9 @@ class Planner:
     def _corrections(self, *, mind_failures: bool) -> Corrections:
         name, device = self.facts.name, self.machine.kind
         return {
-            profile.name: self._history.correction(name, profile.name, device, mind_failures=mind_failures)
+            profile.name: self._history.correction(
+                name, profile.name, device, self.machine.tflops, mind_failures=mind_failures
+            )
             for profile in list_profiles(self.machine)
         }
 

@@ -41,6 +41,23 @@ def test_runs_of_another_kind_teach_nothing(history: History, change: dict[str, 
     assert history.correction(*KIND) == NO_CORRECTION
 
 
+def test_a_speed_measured_in_a_busy_moment_spoils_no_later_estimate(history: History) -> None:
+    """Predicted at a tenth of the speed, a run takes a tenth of what was predicted, but not of later predictions."""
+    history.add(replace(LESSON, step=0.1, rest=0.2, tflops=0.01))
+
+    quiet, busy = (history.correction(*KIND, tflops) for tflops in (0.1, 0.01))
+
+    assert (quiet.step, quiet.rest) == pytest.approx((1.0, 2.0))
+    assert (busy.step, busy.rest, busy.card) == pytest.approx((0.1, 0.2, 1.1))
+
+
+def test_lines_that_tell_no_speed_count_as_they_are(history: History) -> None:
+    """Those of older versions."""
+    history.add(LESSON)
+
+    assert history.correction(*KIND, 0.1).step == 2.0
+
+
 def test_old_runs_are_forgotten(history: History) -> None:
     """After a new driver or card settings, the last runs alone count."""
     for step in [9.0] * REMEMBERED + [2.0] * REMEMBERED:

@@ -132,6 +132,20 @@ def test_finished_runs_correct_the_estimate(tmp_path: Path) -> None:
     assert learned.card_bytes == pytest.approx(0.9 * plan.estimate.card_bytes)
 
 
+def test_an_estimate_holds_whatever_speed_was_measured_at_the_start(tmp_path: Path) -> None:
+    """The program starts on a busy machine, which seems a tenth as fast, and makes a video; later it starts anew."""
+    facts, shape, spec = NANO, read_shape(NANO_FOLDER), make_spec(NANO)
+    quiet, history = processor(), History(tmp_path / "runs.jsonl")
+    busy = Planner(facts, shape, replace(quiet, tflops=quiet.tflops / 10), history)
+
+    busy.learn(spec, busy.plan(spec), Measured(step_s=2.0, rest_s=7.0, card_bytes=None))
+
+    later = Planner(facts, shape, quiet, history).plan(spec).estimate
+    assert later.step_s == pytest.approx(2.0)
+    assert later.seconds == pytest.approx(2.0 * spec.num_inference_steps + 7.0)
+    assert busy.plan(spec).estimate.seconds == pytest.approx(later.seconds)
+
+
 def test_runs_of_several_processes_teach_nothing_of_one(tmp_path: Path) -> None:
     """They are another kind of run."""
     alone, together, spec = make(card(80), tmp_path), make(replace(card(80), sharing=8), tmp_path), make_spec()

@@ -5,6 +5,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -105,10 +106,10 @@ def base_url(headers: Headers, scheme: str, public_url: str | None) -> str:
     return f"{forwarded if forwarded in ('http', 'https') else scheme}://{host}"
 
 
-async def authenticate(request: Request, services: Services, urls: CallUrls) -> str:
+async def authenticate(request: Request, services: Services) -> str:
     """Give the owner whose key came with the call, or who is logged in. An open server takes any key and none."""
     if services.keys.is_open:
-        _refuse_foreign_page(request, services.cors_origins, urls)
+        _refuse_foreign_page(request, services.cors_origins, services.public_url)
         return OPEN_OWNER
     login: str | None = request.scope.get(LOGIN)
     if login is not None and "authorization" not in request.headers:
@@ -129,13 +130,31 @@ def credentials(headers: Mapping[str, str]) -> str:
     return value.strip() if scheme.title() in _SCHEMES else ""
 
 
-def _refuse_foreign_page(request: Request, allowed: tuple[str, ...], urls: Urls) -> None:
-    """Keep pages of other origins from using an open server through the browser of someone who may reach it."""
+def _refuse_foreign_page(request: Request, allowed: tuple[str, ...], public_url: str | None) -> None:
+    """Keep pages of other origins from using an open server through the browser of someone who may reach it.
+
+    A page may set X-Forwarded-Host, and may come under a name of its own that it has lead here, so that both headers
+    agree (DNS rebinding); therefore only names that are this machine's anyway, or the operator's, are our own.
+    """
     origin = request.headers.get("origin")
     if origin is None or request.method in ("GET", "HEAD") or origin in allowed or "*" in allowed:
         return
-    if urlsplit(origin).netloc != urlsplit(urls.base).netloc:
+    if not _is_own(origin, request, public_url) or not _is_trusted(urlsplit(origin).hostname, public_url):
         raise refusal(403, f"Pages of {origin} may not call this server; its operator can allow them.")
+
+
+def _is_own(origin: str, request: Request, public_url: str | None) -> bool:
+    return urlsplit(origin).netloc in (request.headers.get("host"), urlsplit(public_url or "").netloc or None)
+
+
+def _is_trusted(hostname: str | None, public_url: str | None) -> bool:
+    """Say whether a name leads here whatever name service says: this machine's own, or the configured one."""
+    if hostname in ("localhost", urlsplit(public_url or "").hostname or "localhost"):
+        return True
+    try:
+        return ip_address(hostname or "").is_loopback
+    except ValueError:
+        return False
 
 
 def _require_own_page(request: Request, public_url: str | None) -> None:
@@ -149,7 +168,7 @@ def _require_own_page(request: Request, public_url: str | None) -> None:
     if site is not None:
         is_own = site == "same-origin"
     elif origin is not None:
-        is_own = urlsplit(origin).netloc in (request.headers.get("host"), urlsplit(public_url or "").netloc or None)
+        is_own = _is_own(origin, request, public_url)
     else:
         is_own = request.method in ("GET", "HEAD")
     if not is_own:
@@ -189,7 +208,7 @@ def wanted_lifetime(headers: Headers) -> float | None:
         try:
             wish = json.loads(headers.get(name, "{}"))
             seconds = float(wish.get("expiration_duration_seconds") or 0)
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
             message = f'{name} must be JSON such as {{"expiration_duration_seconds": 3600}}.'
             raise refusal(400, message, "bad_request") from error
         if 0 < seconds < LONGEST_LIFETIME_S:

@@ -22,7 +22,6 @@ from server.calls import (
     Services,
     authenticate,
     credentials,
-    get_urls,
     limited,
     parse_json,
     read_body,
@@ -103,7 +102,7 @@ async def authorize_upload(request: Request, services: Services) -> None:
     try:
         services.signer.check(credentials(request.headers), ANY_FILE, time.time())
     except TokenError:
-        await authenticate(request, services, await get_urls(request, services))
+        await authenticate(request, services)
 
 
 UploadAllowed = Depends(authorize_upload)

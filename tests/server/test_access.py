@@ -92,6 +92,35 @@ def test_a_foreign_page_cannot_use_an_open_server(web: httpx.Client, origin: str
         assert web.post(path, content=json.dumps(INPUT), headers={"Origin": origin}).status_code == 403
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://localhost:3000", "X-Forwarded-Host": "localhost:3000"},
+        {"Origin": "http://evil.example", "Host": "evil.example"},
+        {"Origin": "http://127.0.0.1.evil.example", "Host": "127.0.0.1.evil.example"},
+        {"Origin": ""},
+    ],
+)
+def test_a_foreign_page_cannot_pass_for_our_own(web: httpx.Client, headers: dict[str, str]) -> None:
+    """Not by a header that it may set, nor by a name of its own that it has lead here."""
+    assert web.post(QUEUE, json=INPUT, headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:7860", "[::1]:7860"])
+def test_our_own_page_has_all_names_of_this_machine(web: httpx.Client, host: str) -> None:
+    """By whichever of them the browser came."""
+    assert web.post(QUEUE, json=INPUT, headers={"Origin": f"http://{host}", "Host": host}).status_code == 200
+
+
+def test_our_own_page_has_the_configured_name(tmp_path: Path) -> None:
+    """Behind a reverse proxy, which calls us by another; no other name of the outside is ours."""
+    with idle_server(tmp_path, public_url="https://studio.example/app") as web:
+        own = web.post(QUEUE, json=INPUT, headers={"Origin": "https://studio.example"})
+        other = web.post(QUEUE, json=INPUT, headers={"Origin": "https://other.example"})
+
+    assert (own.status_code, other.status_code) == (200, 403)
+
+
 def test_our_own_page_can_use_an_open_server(web: httpx.Client, server: ApiServer) -> None:
     """The browser names our own origin."""
     assert web.post(QUEUE, json=INPUT, headers={"Origin": server.url}).status_code == 200

@@ -320,7 +320,7 @@ def _check_port(port: int) -> None:
 
 
 def _forbidden(host: str) -> ForbiddenAddressError:
-    return ForbiddenAddressError(f"{host} is not a public address; upload the file instead, or give a public address.")
+    return ForbiddenAddressError(f"{host} is not a public address, and this server calls no others; give one that is.")
 
 
 def _explain(error: Exception, url: str, rules: FetchRules) -> str:

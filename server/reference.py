@@ -69,9 +69,17 @@ def _allowed(field: Mapping[str, Any]) -> str:
     kind = next((option for option in field.get("anyOf", []) if option["type"] != "null"), field)
     if "enum" in kind:
         return escape(", ".join(kind["enum"]))
-    lowest, highest = kind.get("minimum"), kind.get("maximum")
-    limits = "" if lowest is None else f", from {lowest}" + ("" if highest is None else f" to {highest}")
+    lowest, highest, above = kind.get("minimum"), kind.get("maximum"), kind.get("exclusiveMinimum")
+    limits = "" if lowest is None else f", from {_plain(lowest)}"
+    limits += "" if highest is None else f" to {_plain(highest)}"
+    limits += "" if above is None else f", above {_plain(above)}"
+    limits += f", at most {kind['maxLength']:,} characters" if "maxLength" in kind else ""
     return escape(str(kind["type"]) + limits)
+
+
+def _plain(bound: float) -> str:
+    """Write a bound without a point where it has no use for one: the description has those of integers as floats."""
+    return str(int(bound)) if bound == int(bound) else str(bound)
 
 
 def _example(title: str, value: Any) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from pydantic import ValidationError
 
@@ -116,7 +116,7 @@ class InvalidBodyError(Exception):
     @property
     def job_error(self) -> JobError:
         """Give the error the request ends with."""
-        return JobError("invalid_input", " ".join(dict.fromkeys(fault.message for fault in self.faults)), self.faults)
+        return JobError("invalid_input", " ".join(_sentence(fault) for fault in self.faults), self.faults)
 
 
 def read_input(body: Any) -> WireInput:
@@ -252,6 +252,10 @@ def _source_fault(name: str, value: Any) -> Fault | None:
         return Fault(name, "Input should be a valid string", "string_type")
     if not value.lower().startswith(_URL_STARTS):
         return Fault(name, "Input should be a URL that starts with http://, https:// or data:", "url_scheme")
+    try:
+        urlsplit(value)
+    except ValueError:
+        return Fault(name, "Input should be a valid URL", "url_parsing")
     return None
 
 
@@ -259,6 +263,12 @@ def _to_fault(finding: Mapping[str, Any]) -> Fault:
     # Only the check of the window spans two fields, and it has no location of its own.
     name = str(finding["loc"][0]) if finding["loc"] else "reference_end_s"
     return Fault(name, str(finding["msg"]).removeprefix("Value error, "), str(finding["type"]))
+
+
+def _sentence(fault: Fault) -> str:
+    """Tell a fault where nothing else says which field it is about."""
+    about = f"{to_wire(fault.field)}: " if fault.field else ""
+    return f"{about}{fault.message.removesuffix('.')}."
 
 
 def _location(name: str | None) -> list[str]:

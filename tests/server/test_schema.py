@@ -103,6 +103,7 @@ def test_our_own_settings_may_be_sent_too() -> None:
         ({"video_url": "file:///etc/passwd"}, ("reference_video", "url_scheme")),
         ({"image_url": "file:uploads/key"}, ("image", "url_scheme")),
         ({"image_url": ""}, ("image", "url_scheme")),
+        ({"video_url": "http://[foo/x.mp4"}, ("reference_video", "url_parsing")),
         ({"seed": -1}, ("seed", "greater_than_equal")),
         ({"seed": 1.5}, ("seed", "int_from_float")),
         ({"num_frames": 50}, ("num_frames", "value_error")),
@@ -135,6 +136,17 @@ def test_all_faults_are_told_in_the_order_of_the_fields() -> None:
         ("video_description", "missing"),
         ("fps", "greater_than_equal"),
     ]
+
+
+def test_the_error_of_an_input_names_its_fields() -> None:
+    """In one sentence each, for where only a text is shown: the status, and the list of jobs."""
+    with pytest.raises(InvalidBodyError) as caught:
+        read_input({**BODY, "video_url": None, "num_frames": 50, "fps": 1000})
+
+    assert caught.value.job_error.message == (
+        "video_url: Field required. num_frames: A video cannot have 50 frames; try 49 or 53. "
+        "fps: Input should be less than or equal to 60."
+    )
 
 
 def test_faults_look_as_fastapi_would_tell_them() -> None:

@@ -221,7 +221,11 @@ def test_what_a_crash_left_of_uploads_is_removed_at_the_next_start(tmp_path: Pat
     services.queue.close()
 
 
-@pytest.mark.parametrize("wish", ["soon", "[]", '{"expiration_duration_seconds": "soon"}'])
+@pytest.mark.parametrize(
+    "wish",
+    ["soon", "[]", '{"expiration_duration_seconds": "soon"}', f'{{"expiration_duration_seconds": 1{"0" * 400}}}'],
+    ids=["text", "list", "word", "endless"],
+)
 @pytest.mark.parametrize("path", [QUEUE, "/fal/rest/storage/upload/initiate", "/fal/cdn/files/upload"])
 def test_a_lifetime_that_is_none_is_refused(web: httpx.Client, wish: str, path: str) -> None:
     """Who wants his files gone is not told yes when nobody understood when."""

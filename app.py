@@ -100,7 +100,7 @@ def open_page(
     gauge: "Gauge",
 ) -> "Blocks":
     """Open the page at once, with the API beside it."""
-    from server.api import api_routes
+    from server.api import ahead_of_page
     from server.assembly import MAX_UPLOAD_BYTES, make_api, make_studio
     from server.events import connect
     from server.form import starting_values
@@ -122,7 +122,7 @@ def open_page(
         server_port=port,
         share=settings.share,
         auth=settings.login,
-        app_kwargs={"routes": api_routes(api)},
+        app_kwargs={"lifespan": ahead_of_page(api)},
         allowed_paths=[str(ASSETS), str(PRESETS_FOLDER), *_allowed_by_gradio()],
         max_file_size=MAX_UPLOAD_BYTES,
         theme=StudioTheme(),

@@ -4,19 +4,21 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Literal
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from starlette.routing import BaseRoute, Host, Mount, Route
-from starlette.types import ASGIApp
+from starlette.routing import BaseRoute, Host, Match, Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import examples, uploads
 from server.calls import (
@@ -33,6 +35,7 @@ from server.calls import (
     respond,
     wanted_lifetime,
 )
+from server.database import UnreachableError
 from server.fetch import ForbiddenAddressError, check_url
 from server.files import UnknownFileError
 from server.inputs import InputFiles
@@ -45,6 +48,7 @@ from server.webhooks import WebhookAddress
 
 POLL_S = 0.1  # between two looks at a job that a client waits for
 KEEP_ALIVE_S = 15.0
+LONGEST_WAIT_S = 10 * 365 * 86_400.0  # to begin; beyond what a database can hold of times, nobody waits
 
 EXPOSED_HEADERS = ("x-fal-request-id", "x-fal-error-type", "x-fal-request-timeout-type", "etag")
 INPUT_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": input_schema()}}}}
@@ -117,11 +121,11 @@ async def run_to_end(request: Request, owner: Owner, services: Services, urls: C
 
 
 def api_routes(services: ApiServices) -> list[BaseRoute]:
-    """Give all routes of the API, for any Starlette app; they must come before routes that take every path."""
+    """Give all routes of the API, for any Starlette app; see `ahead_of_page` for Gradio's."""
     uploads.clear_scratch(services.scratch_dir, time.time())
     fal = _make_app(services)
-    door = _allow_origins(RequestIds(fal), services.cors_origins)
-    proxy = _allow_origins(RequestIds(Proxy(fal)), services.cors_origins)
+    door = RequestIds(_allow_origins(fal, services.cors_origins))
+    proxy = RequestIds(_allow_origins(Proxy(fal), services.cors_origins))
     return [
         Mount("/fal", app=door),
         # The second spares callers a redirect, which Python's async client takes for an error.
@@ -131,6 +135,34 @@ def api_routes(services: ApiServices) -> list[BaseRoute]:
         Route("/docs", endpoint=RequestIds(HTMLResponse(render_reference(fal.openapi())))),
         *(Host(name, app=HostDoor(door, mount)) for name, mount in MOUNTS.items()),
     ]
+
+
+def ahead_of_page(services: ApiServices) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+    """Give a lifespan for the app of a Gradio page with which the API answers its calls before the page sees them.
+
+    Among the page's routes it would come after Gradio's own rule for other origins, which answers a browser's question
+    whether it may call, and allows what the operator has not.
+    """
+    routes = api_routes(services)
+
+    @asynccontextmanager
+    async def lead(page: Starlette) -> AsyncIterator[None]:
+        # All layers are built by now, and no call has come yet; Gradio's would go around any of ours.
+        inner = page.middleware_stack or page.build_middleware_stack()
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                for route in routes:
+                    match, found = route.matches(scope)
+                    if match is not Match.NONE:
+                        await route.handle({**scope, **found}, receive, send)
+                        return
+            await inner(scope, receive, send)
+
+        page.middleware_stack = answer
+        yield
+
+    return lead
 
 
 def _make_app(services: ApiServices) -> FastAPI:
@@ -146,6 +178,7 @@ def _make_app(services: ApiServices) -> FastAPI:
             HTTPException: _answer_http_error,
             RequestValidationError: _answer_bad_path,
             ClientDisconnect: _answer_nobody,
+            UnreachableError: _answer_unreachable,
             Exception: _answer_failure,
         },
     )
@@ -246,7 +279,7 @@ def _start_timeout(text: str | None) -> float | None:
         seconds = math.nan
     if not 0 < seconds < math.inf:
         raise refusal(400, f"X-Fal-Request-Timeout is {text!r}; it must be a number of seconds.", "bad_request")
-    return seconds
+    return min(seconds, LONGEST_WAIT_S)
 
 
 def _webhook(url: str | None, services: ApiServices, urls: Urls) -> str | None:
@@ -284,6 +317,11 @@ async def _answer_bad_path(request: Request, error: Exception) -> Response:
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
     return respond(refusal(499, "The connection broke.", "client_disconnected").answer)
+
+
+async def _answer_unreachable(request: Request, error: Exception) -> Response:
+    assert isinstance(error, UnreachableError)
+    return respond(refusal(503, error.message, "internal_error").answer)
 
 
 async def _answer_failure(request: Request, error: Exception) -> Response:

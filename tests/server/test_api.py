@@ -11,6 +11,7 @@ import pytest
 
 from server import api
 from server.calls import base_url
+from server.database import UnreachableError
 from server.job import Limits
 from server.jobs import JobQueue
 from tests.server.api_calls import INPUT, PROXY, QUEUE, RUN, faults, submit, wait_for
@@ -163,6 +164,27 @@ def test_a_start_timeout_has_to_be_a_number(web: httpx.Client, value: str) -> No
 
     assert (answer.status_code, answer.json()["error_type"]) == (400, "bad_request")
     assert answer.headers["x-fal-error-type"] == "bad_request"
+
+
+def test_a_start_timeout_may_be_endless_in_all_but_name(web: httpx.Client) -> None:
+    """A number that no date can hold is as good as none."""
+    assert web.post(QUEUE, json=INPUT, headers={"X-Fal-Request-Timeout": "1e18"}).status_code == 200
+
+
+def test_a_database_that_is_away_is_told_as_such(
+    web: httpx.Client, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its own sentence, with a code on which clients try again."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise UnreachableError
+
+    monkeypatch.setattr(server.services.queue, "submit", fail)
+
+    answer = web.post(QUEUE, json=INPUT)
+
+    assert answer.status_code == 503
+    assert answer.json()["detail"].startswith("The queue’s database cannot be reached or written at the moment")
 
 
 def test_a_body_that_is_too_large_is_refused(web: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
     """An app that asks for a login."""
-    with run_app(folder, "--auth", "ann:secret") as program:
+    with run_app(folder, "--auth", "ann:secret", "--cors-origins", "https://friend.example") as program:
         yield program.url
 
 
@@ -132,3 +132,31 @@ def test_a_key_decides_where_one_is_sent(browser: httpx.Client) -> None:
 def test_the_login_opens_the_proxy_route_only(browser: httpx.Client) -> None:
     """The queue itself still asks for a key."""
     assert browser.post(f"/fal/queue/{APP}", json=INPUT, headers=OWN).status_code == 401
+
+
+# Pages of other origins, where Gradio has a rule of its own
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "studio.example"])
+@pytest.mark.parametrize(("origin", "allowed"), [("https://friend.example", True), ("https://evil.example", False)])
+def test_the_api_beside_the_page_invites_whom_the_operator_allows(
+    stranger: httpx.Client, host: str, origin: str, allowed: bool
+) -> None:
+    """Nobody else, and by whatever name this machine is called: Gradio's rule depends on that."""
+    headers = {"Host": host, "Origin": origin, "Access-Control-Request-Method": "POST"}
+
+    for path in (f"/fal/queue/{APP}", PROXY):
+        asked, answered = stranger.options(path, headers=headers), stranger.post(path, json=INPUT, headers=headers)
+
+        assert asked.status_code == (200 if allowed else 400)
+        assert answered.status_code in (400, 401)
+        for answer in (asked, answered):
+            assert answer.headers.get("access-control-allow-origin") == (origin if allowed else None)
+            assert answer.headers["x-fal-request-id"]
+
+
+def test_the_page_is_served_where_the_api_is_not(browser: httpx.Client) -> None:
+    """Its own routes keep their addresses; the reference is the API's."""
+    assert "gradio" in browser.get("/").text
+    assert browser.get("/gradio_api/info").json()["named_endpoints"]
+    assert "fal-ai/video-as-prompt" in browser.get("/docs").text

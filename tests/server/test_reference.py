@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.api import api_routes
+from server.api import ahead_of_page
 from tests.server.api_calls import INPUT, QUEUE, through_proxy
 from tests.server.api_server import APP, forbid_foreign_packets, make_services
 
@@ -38,8 +38,8 @@ def test_beside_gradio_our_routes_answer_and_so_does_the_page(tmp_path: Path, mo
     async def start() -> tuple[gr.Blocks, str]:
         with gr.Blocks(analytics_enabled=False) as page:
             gr.Markdown("hello")
-        routes = {"routes": api_routes(services)}
-        _, url, _ = page.launch(app_kwargs=routes, ssr_mode=False, prevent_thread_lock=True, quiet=True)
+        ours = {"lifespan": ahead_of_page(services)}
+        _, url, _ = page.launch(app_kwargs=ours, ssr_mode=False, prevent_thread_lock=True, quiet=True)
         return page, url
 
     # Within a loop, or Gradio makes loops of its own and never closes them; a later test would pay for that.

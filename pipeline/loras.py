@@ -31,9 +31,12 @@ def put_on(pipe: Any, lora: LoraFile) -> list[str]:
     transformer = pipe.transformer
     dtype = transformer.dtype  # what it computes in
     pipe.load_lora_into_transformer(weights, transformer, ADAPTER, metadata=metadata, low_cpu_mem_usage=True)
-    for name, parameter in transformer.named_parameters():
-        if f".{ADAPTER}." in name:  # peft gives it the type that the layer's weights are stored in, maybe 8 bits
-            parameter.data = parameter.data.to(transformer.device, dtype)
+    parameters = dict(transformer.named_parameters())
+    for key, value in weights.items():
+        # Once more, from the file: peft took them through the type that the layer's weights are stored in, and where
+        # that is 8 bits, most of them are lost.
+        layer, kind = key.removeprefix(PREFIX).rsplit(".", 1)
+        parameters[f"{layer}.{ADAPTER}.{kind}"].data = value.to(transformer.device, dtype)
     return left_out
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from pipeline import VideoAsPromptPipeline, profiles
 from pipeline.errors import InvalidInputError
 from pipeline.hardware import PROFILES, Profile
 from pipeline.lora_shelf import NO_LORAS, LoraShelf
-from pipeline.loras import put_on, take_off
+from pipeline.loras import ADAPTER, put_on, take_off
 from pipeline.profiles import apply_lora, apply_profile
 from pipeline.weights import load_in_profile
 from tests.pipeline.conftest import GOLDEN, read_golden
-from tests.pipeline.lora_files import diffusers_weights, lightx2v_weights, write_lora
+from tests.pipeline.lora_files import LAYERS, RANK, diffusers_weights, lightx2v_weights, make_halves, write_lora
 from tests.pipeline.machines import processor
 
 CPU = torch.device("cpu")
@@ -269,6 +270,26 @@ def test_smaller_weights_take_a_lora(shelf: LoraShelf, name: str) -> None:
     assert full.isfinite().all()
     assert (full - plain).abs().max() > 1e-2
     assert torch.equal(run_in(pipe, BY_NAME[name], None, 1.0), plain)
+
+
+@pytest.mark.parametrize("weights", [diffusers_weights(), lightx2v_weights()], ids=["diffusers", "lightx2v"])
+@pytest.mark.parametrize("name", ["bf16", "fp8-cpu"])
+def test_a_lora_keeps_its_numbers_where_layers_are_stored_in_8_bits(
+    tmp_path: Path, name: str, weights: dict[str, Tensor]
+) -> None:
+    """Most of a real one's numbers are smaller than the least that 8 bits hold; they never go through them."""
+    small = {key: value * (0.05 if value.shape[0] == RANK else 0.005) for key, value in weights.items()}
+    write_lora(tmp_path / "small.safetensors", small)
+    pipe: Any = load_in_profile(GOLDEN / "tiny_vap", BY_NAME[name], processor())
+
+    apply_lora(pipe, LoraShelf(tmp_path).find("small"), 1.0, BY_NAME[name])
+
+    dtype = pipe.transformer.dtype
+    for block, layer in product(range(2), LAYERS):
+        down, up = make_halves(layer, block)
+        adapted = pipe.transformer.blocks[block].get_submodule(layer)
+        assert torch.equal(adapted.lora_A[ADAPTER].weight, (down * 0.05).to(dtype))
+        assert torch.equal(adapted.lora_B[ADAPTER].weight, (up * 0.005).to(dtype))
 
 
 @pytest.mark.parametrize("name", ["int8", "nf4", "int8-cpu"])

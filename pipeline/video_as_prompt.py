@@ -216,11 +216,14 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         last_image: Image.Image | None = None,
     ) -> Conditions:
         """Encode all that was given. texts, negative_texts: of the target and of the reference; see `__call__`."""
-        # All texts in one visit, then all pictures: under offload each visit moves a whole encoder.
+        # All texts in one visit, then all pictures: under offload each visit moves a whole encoder. And each is sent
+        # away after it: on its own it makes room only for the next one, which the cache may leave uncalled.
         positive = self._encode_texts(texts)
         negative = None if negative_texts is None else self._encode_texts(negative_texts)
+        self.maybe_free_model_hooks()
         frames = [reference_video[index] for index in choose_frames(len(reference_video), num_frames)]
         image_embeds, reference_image_embeds = (self._encode_image(picture) for picture in (image, frames[0]))
+        self.maybe_free_model_hooks()
 
         size = (height, width)
         # Where the end is given, the reference shows the network what a given end looks like.
@@ -229,12 +232,14 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             self._encode_clip(frames, size),
             self._encode_condition(frames[0], reference_end, num_frames, size),
         ]
+        condition_latents = self._encode_condition(image, last_image, num_frames, size)
+        self.maybe_free_model_hooks()
         return Conditions(
             positive=positive,
             negative=negative,
             image_embeds=image_embeds,
             reference_image_embeds=reference_image_embeds,
-            condition_latents=self._encode_condition(image, last_image, num_frames, size),
+            condition_latents=condition_latents,
             reference_latents=torch.cat(reference, dim=1),
         )
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
+from accelerate.hooks import CpuOffload
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
@@ -71,6 +73,28 @@ def tiny_pipe() -> VideoAsPromptPipeline:
     pipe = VideoAsPromptPipeline.from_pretrained(GOLDEN / "tiny_vap")
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def on_card(tiny_pipe: VideoAsPromptPipeline, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The parts that a card would hold now, with the tiny checkpoint under model offload: only they do not move."""
+    names = {part: name for name, part in tiny_pipe.components.items() if isinstance(part, torch.nn.Module)}
+    here: set[str] = set()
+
+    def bring(hook: CpuOffload, module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        if hook.prev_module_hook is not None:
+            hook.prev_module_hook.offload()
+        here.add(names[module])
+        return args, kwargs
+
+    def take_away(hook: CpuOffload, module: torch.nn.Module) -> torch.nn.Module:
+        here.discard(names[module])
+        return module
+
+    monkeypatch.setattr(CpuOffload, "pre_forward", bring)
+    monkeypatch.setattr(CpuOffload, "init_hook", take_away)
+    tiny_pipe.enable_model_cpu_offload(device="cpu")
+    return here
 
 
 @pytest.fixture

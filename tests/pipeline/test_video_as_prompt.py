@@ -1,5 +1,6 @@
 """The whole pipeline gives the reference implementation's numbers, and does what its docstring promises."""
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,30 @@ def test_a_lora_changes_the_base_transformer(tiny_pipe: VideoAsPromptPipeline) -
     assert (full - plain).abs().max() > 1e-3
     torch.testing.assert_close(none, plain, atol=1e-5, rtol=0)
     torch.testing.assert_close(small_run(tiny_pipe), plain, atol=0, rtol=0)
+
+
+def test_under_model_offload_the_card_holds_one_part_at_a_time(
+    tiny_pipe: VideoAsPromptPipeline, on_card: set[str]
+) -> None:
+    """Whatever is encoded already, and so does not make room for what comes after it."""
+    moments: list[set[str]] = []
+    for name in ("text_encoder", "image_encoder", "transformer", "vae"):
+        for layer in getattr(tiny_pipe, name).modules():
+            if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | torch.nn.Conv3d):
+                layer.register_forward_pre_hook(lambda *_: moments.append(set(on_card)))
+
+    def run(**changes: Any) -> list[set[str]]:
+        moments.clear()
+        small_run(tiny_pipe, **changes | {"output_type": "pil"})
+        assert on_card == set()
+        return [held for held, _ in groupby(moments)]
+
+    text, image, transformer, vae = ({name} for name in tiny_pipe.model_cpu_offload_seq.split("->"))
+    assert run() == [text, image, vae, transformer, vae]
+    assert run() == [transformer, vae]
+    assert run(prompt="another") == [text, transformer, vae]
+    assert run(image=picture("red")) == [image, vae, transformer, vae]
+    assert run(prompt="a third", last_image=picture("red")) == [text, vae, transformer, vae]
 
 
 def test_group_offload_changes_no_number(tiny_pipe: VideoAsPromptPipeline) -> None:

@@ -93,21 +93,23 @@ def draw(spec: GenerationSpec, pipe: VideoAsPromptPipeline, state_path: Path, on
     """
     _require_lora(spec, pipe)
     reference, image = _read_inputs(spec, on_progress)
-    on_progress(Progress("encoding"))
-    conditions = pipe.encode_conditions(
-        image=image,
-        reference_video=reference,
-        texts=(spec.prompt, spec.video_description),
-        negative_texts=(spec.negative_prompt,) * 2 if spec.guidance_scale > 1 else None,
-        height=spec.render_height,
-        width=spec.render_width,
-        num_frames=spec.num_frames,
-    )
-    latents = _denoise(spec, pipe, conditions, reference, state_path, on_progress)
+    try:
+        on_progress(Progress("encoding"))
+        conditions = pipe.encode_conditions(
+            image=image,
+            reference_video=reference,
+            texts=(spec.prompt, spec.video_description),
+            negative_texts=(spec.negative_prompt,) * 2 if spec.guidance_scale > 1 else None,
+            height=spec.render_height,
+            width=spec.render_width,
+            num_frames=spec.num_frames,
+        )
+        latents = _denoise(spec, pipe, conditions, reference, state_path, on_progress)
 
-    on_progress(Progress("decoding"))
-    frames = pipe.decode_latents(latents, "pil")[0]
-    pipe.maybe_free_model_hooks()
+        on_progress(Progress("decoding"))
+        frames = pipe.decode_latents(latents, "pil")[0]
+    finally:
+        pipe.maybe_free_model_hooks()
     return Drawn(reference, latents, frames)
 
 

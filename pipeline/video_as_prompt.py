@@ -185,21 +185,25 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         self._check_inputs(image, reference_video, prompt, reference_prompt, height, width, num_frames)
         self._check_options(num_inference_steps, last_image, output_type)
         self._interrupt = False
-        conditions = self.encode_conditions(
-            image=image,
-            reference_video=reference_video,
-            texts=(prompt, reference_prompt),
-            negative_texts=(negative_prompt, negative_reference_prompt) if guidance_scale > 1 else None,
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            last_image=last_image,
-        )
-        latents = self.prepare_latents(conditions, generator, latents)
-        steps = self.denoise(conditions, latents, num_inference_steps, guidance_scale, approximations=approximations)
-        latents = self._run_loop(steps, num_inference_steps, callback_on_step_end)
-        frames = latents if output_type == "latent" else self.decode_latents(latents, output_type)
-        self.maybe_free_model_hooks()
+        try:
+            conditions = self.encode_conditions(
+                image=image,
+                reference_video=reference_video,
+                texts=(prompt, reference_prompt),
+                negative_texts=(negative_prompt, negative_reference_prompt) if guidance_scale > 1 else None,
+                height=height,
+                width=width,
+                num_frames=num_frames,
+                last_image=last_image,
+            )
+            latents = self.prepare_latents(conditions, generator, latents)
+            steps = self.denoise(
+                conditions, latents, num_inference_steps, guidance_scale, approximations=approximations
+            )
+            latents = self._run_loop(steps, num_inference_steps, callback_on_step_end)
+            frames = latents if output_type == "latent" else self.decode_latents(latents, output_type)
+        finally:
+            self.maybe_free_model_hooks()
         return WanPipelineOutput(frames=frames) if return_dict else (frames,)
 
     @torch.no_grad()

@@ -157,6 +157,25 @@ def test_a_run_cut_short_goes_on_and_makes_the_same_video(
     assert not (resumed.video.parent / "state.pt").exists()
 
 
+@pytest.mark.parametrize(
+    ("stage", "held"), [("encoding", set()), ("denoising", {"transformer"}), ("decoding", {"transformer"})]
+)
+def test_a_run_cut_short_leaves_nothing_on_the_card(
+    make: Callable[..., GenerationResult], on_card: set[str], stage: str, held: set[str]
+) -> None:
+    """The next run may be long in coming, and others may need the memory."""
+
+    def cut(progress: Progress) -> None:
+        if progress.stage == stage:
+            assert on_card == held
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        make(on_progress=cut)
+
+    assert on_card == set()
+
+
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"half"), lambda path: None])
 def test_a_state_that_does_not_fit_is_not_used(
     make: Callable[..., GenerationResult], decoded: list[Tensor], tmp_path: Path, damage: Callable[[Path], None]

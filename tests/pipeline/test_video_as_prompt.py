@@ -324,6 +324,27 @@ def test_under_model_offload_the_card_holds_one_part_at_a_time(
     assert run(prompt="a third", last_image=picture("red")) == [text, vae, transformer, vae]
 
 
+def test_a_run_that_ends_early_leaves_nothing_on_the_card(tiny_pipe: VideoAsPromptPipeline, on_card: set[str]) -> None:
+    """Wherever it ends: in a callback, or in a part itself."""
+
+    def stop(pipe: VideoAsPromptPipeline, *_: Any) -> None:
+        assert on_card == {"transformer"}
+        raise StoppedError
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no space left")
+
+    with pytest.raises(StoppedError):
+        small_run(tiny_pipe, callback_on_step_end=stop)
+    assert on_card == set()
+
+    for layer in (tiny_pipe.vae.decoder.conv_in, tiny_pipe.vae.encoder.conv_in, tiny_pipe.text_encoder.shared):
+        layer.register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="no space left"):
+            small_run(tiny_pipe, prompt="another", image=picture("red"), output_type="pil")
+        assert on_card == set()
+
+
 def test_group_offload_changes_no_number(tiny_pipe: VideoAsPromptPipeline) -> None:
     """Streaming the transformer block by block gives the plain run's latents."""
     plain = small_run(tiny_pipe)

@@ -7,6 +7,7 @@ import torch
 from pipeline import parallel
 from pipeline.attention import use_attention
 from pipeline.checkpoint import FOLDERS, load_components, load_transformer
+from pipeline.encoding_cache import fingerprint_files
 from pipeline.hardware import Profile
 from pipeline.machine import Machine
 from pipeline.model_progress import ModelProgress, OnModel, ignore
@@ -15,7 +16,7 @@ from pipeline.planner import Planner, make_planner
 from pipeline.profiles import apply_profile, compute_dtype, quantization, store_weights
 from pipeline.ranks import is_parallel
 from pipeline.spec import NATIVE_ATTENTION, ModelFacts
-from pipeline.video_as_prompt import VideoAsPromptPipeline
+from pipeline.video_as_prompt import ENCODERS, VideoAsPromptPipeline
 
 
 def load_model(
@@ -77,6 +78,7 @@ def load_in_profile(
         on_part=lambda done, total: on_progress(ModelProgress("loading", done, total)),
     )
     pipe = VideoAsPromptPipeline(**parts)
+    pipe.fingerprint = fingerprint_files(folder, ENCODERS)
     pipe.set_progress_bar_config(disable=True)
     if placed:
         apply_profile(pipe, profile, torch.device(machine.device))

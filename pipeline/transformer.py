@@ -14,13 +14,15 @@ S = T * (h / 2) * (w / 2) tokens of a stream; d = heads * head_dim.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.hooks.group_offloading import GroupOffloadingType
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.transformers.transformer_wan import (
     WanAttention,
@@ -278,6 +280,24 @@ def _embed_conditions(
     return temb, time, text.split([len(each[0]) for each in texts], dim=1), image
 
 
+@contextmanager
+def _brought(module: nn.Module) -> Iterator[None]:
+    """Have a module's weights on the device while its parts are called past it, as they are while it is called itself.
+
+    Only block-level group offload of diffusers needs this: layers that are fetched one by one come as they are called.
+    """
+    registry: Any = getattr(module, "_diffusers_hook", None)
+    hook = registry and registry.get_hook("group_offloading")
+    if hook is None or hook.config.offload_type != GroupOffloadingType.BLOCK_LEVEL:
+        yield
+        return
+    hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        hook.post_forward(module, None)
+
+
 def _split_tokens(expected_dims: int) -> ContextParallelInput:
     return ContextParallelInput(split_dim=1, expected_dims=expected_dims, split_output=True)
 
@@ -413,37 +433,45 @@ class VideoAsPromptTransformer3DModel(WanTransformer3DModel):
         device = reference_hidden_states.device
         grid = self._grid(reference_hidden_states)
         rotary, reference_rotary = self.rope(grid, device), self.rope_mot_ref(grid, device)
-        temb, time, text, image = _embed_conditions(
-            self.condition_embedder, timesteps, encoder_hidden_states, encoder_hidden_states_image
-        )
-        _, reference_time, reference_text, reference_image = _embed_conditions(
-            self.condition_embedder_mot_ref,
-            torch.full((1,), REFERENCE_TIMESTEP, device=device),
-            reference_encoder_hidden_states,
-            reference_encoder_hidden_states_image,
-        )
+        with _brought(self):
+            temb, time, text, image = _embed_conditions(
+                self.condition_embedder, timesteps, encoder_hidden_states, encoder_hidden_states_image
+            )
+            _, reference_time, reference_text, reference_image = _embed_conditions(
+                self.condition_embedder_mot_ref,
+                torch.full((1,), REFERENCE_TIMESTEP, device=device),
+                reference_encoder_hidden_states,
+                reference_encoder_hidden_states_image,
+            )
+            reference_tokens = self._embed_tokens(self.patch_embedding_mot_ref, reference_hidden_states)
         bias, reference_bias = (
             [None] * len(text) if counts is None else [rows.log()[:, None, None, :] for rows in counts]
             for counts in (text_row_counts, reference_text_row_counts)
         )
-        reference_tokens = self._embed_tokens(self.patch_embedding_mot_ref, reference_hidden_states)
         reference = ReferenceConditions(reference_time.unflatten(1, (6, -1)), reference_rotary)
         blocks = cast(list[VideoAsPromptBlock], list(self.blocks))
         experts = [index for index, block in enumerate(blocks) if block.has_expert]
         references: list[ReferenceConditions | None] = [None] * len(blocks)
-        for index in experts:
-            block, conditions = blocks[index], reference
-            if index != experts[-1]:
-                contexts = project_contexts(block.attn2_mot_ref, reference_text, reference_image, reference_bias)
-                conditions = conditions._replace(contexts=contexts)
-            if index == experts[0]:  # its tokens are the embedded ones, in every step
-                conditions = conditions._replace(projected=block.project_reference(reference_tokens, conditions))
-            references[index] = conditions
+        contexts: list[tuple[ContextStates, ...]] = []
+        for index, block in enumerate(blocks):
+            with _brought(block):
+                contexts.append(project_contexts(block.attn2, text, image, bias))
+                if not block.has_expert:
+                    continue
+                conditions = reference
+                if index != experts[-1]:
+                    conditions = conditions._replace(
+                        contexts=project_contexts(block.attn2_mot_ref, reference_text, reference_image, reference_bias)
+                    )
+                if index == experts[0]:  # its tokens are the embedded ones, in every step
+                    projected = block.project_reference(reference_tokens, conditions)
+                    conditions = conditions._replace(projected=projected)
+                references[index] = conditions
         return RequestStates(
             times=TimeStates(temb, time.unflatten(1, (6, -1))),
             reference_tokens=reference_tokens,
             rotary=rotary,
-            contexts=tuple(project_contexts(block.attn2, text, image, bias) for block in blocks),
+            contexts=tuple(contexts),
             references=tuple(references),
         )
 

@@ -31,6 +31,7 @@ from pipeline.weights import load_in_profile
 from tests.pipeline.conftest import GOLDEN, read_golden
 from tests.pipeline.lora_files import lightx2v_weights, write_lora
 from tests.pipeline.machines import processor
+from tests.pipeline.weights_away import WeightsAway
 
 BY_NAME = {profile.name: profile for profile in PROFILES}
 CPU = torch.device("cpu")
@@ -127,6 +128,22 @@ def test_fetched_layer_by_layer_the_small_weights_stay() -> None:
         if HookRegistry.check_if_exists_or_initialize(module).get_hook("group_offloading")
     }
     assert hooked == {"Linear", "Conv3d", "VideoAsPromptTransformer3DModel"}
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
+def test_fetched_layer_by_layer_all_that_computes_is_there(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """No layer is called past what fetches it."""
+    pipe = load("tiny", BY_NAME["float32"])
+    weights = WeightsAway(getattr(pipe, part), monkeypatch)
+
+    apply_profile(pipe, replace(BY_NAME["sequential"], weights="float32"), CPU)
+    layers = [layer for layer in getattr(pipe, part).modules() if isinstance(layer, profiles.FETCHED_LAYERS)]
+    weights.away &= {weight for layer in layers for weight in layer.parameters()}  # all others were brought back
+    assert weights.away
+    with weights:
+        make_latents(pipe)
+
+    assert not weights.missed
 
 
 def test_tiles_change_little() -> None:

@@ -14,6 +14,7 @@ from pipeline import VideoAsPromptPipeline
 from pipeline.conditioning import DEFAULT_NEGATIVE_PROMPT
 from pipeline.errors import InvalidInputError, StoppedError
 from tests.pipeline.conftest import GOLDEN, read_golden
+from tests.pipeline.weights_away import WeightsAway
 
 CASES = {"pipeline_a": (1e-3, 2), "pipeline_b_euler": (5e-3, 6), "pipeline_c_noguidance": (1e-3, 2)}
 
@@ -345,15 +346,23 @@ def test_a_run_that_ends_early_leaves_nothing_on_the_card(tiny_pipe: VideoAsProm
         assert on_card == set()
 
 
-def test_group_offload_changes_no_number(tiny_pipe: VideoAsPromptPipeline) -> None:
-    """Streaming the transformer block by block gives the plain run's latents."""
+@pytest.mark.parametrize("num_blocks_per_group", [1, 3])
+def test_group_offload_changes_no_number(
+    tiny_pipe: VideoAsPromptPipeline, monkeypatch: pytest.MonkeyPatch, num_blocks_per_group: int
+) -> None:
+    """Streaming the transformer block by block gives the plain run's latents, and brings all it computes with."""
     plain = small_run(tiny_pipe)
+    weights = WeightsAway(tiny_pipe.transformer, monkeypatch)
 
-    tiny_pipe.enable_group_offload(
-        onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
+    tiny_pipe.transformer.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=num_blocks_per_group
     )
+    with weights:
+        latents = small_run(tiny_pipe)
 
-    torch.testing.assert_close(small_run(tiny_pipe), plain, atol=0, rtol=0)
+    torch.testing.assert_close(latents, plain, atol=0, rtol=0)
+    assert not weights.missed
+    assert weights.away == set(tiny_pipe.transformer.parameters())
 
 
 @pytest.mark.parametrize("backend", ["_native_math", "native"])

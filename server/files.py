@@ -94,15 +94,19 @@ class FileStore:
         return isinstance(self._fs, LocalFileSystem)
 
     def reserve(self, folder: str, name: str | None, content_type: str | None = None) -> str:
-        """Give a new key, for `take` to fill."""
+        """Give a new key, for `put` or `take` to fill."""
         return "/".join([folder, secrets.token_urlsafe(TOKEN_BYTES), *_name_parts(name, content_type)])
 
     def add(self, source: Path, *, folder: str, name: str | None = None, content_type: str | None = None) -> str:
         """Store a copy of a file and give its key."""
         key = self.reserve(folder, name or source.name, content_type)
+        self.put(source, key)
+        return key
+
+    def put(self, source: Path, key: str) -> None:
+        """Store a copy of a file under a reserved key."""
         self._fs.makedirs(self._path(key).rpartition("/")[0], exist_ok=True)
         self._fs.put_file(str(source), self._path(key))
-        return key
 
     def take(self, source: Path, key: str) -> None:
         """Move a file of this machine into the store, under a reserved key."""

@@ -132,21 +132,26 @@ class Job:
     started_at: datetime | None
     finished_at: datetime | None
     webhook_url: str | None = None
+    reserved: tuple[str, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Give the keys of all files it has in the file store."""
+        """Give the keys of all files it has in the file store, or may have where its end was not written down."""
         preview = (self.progress.preview_key,) if self.progress and self.progress.preview_key else ()
-        return (self.result.keys if self.result else ()) + preview
+        return tuple(dict.fromkeys((*(self.result.keys if self.result else ()), *self.reserved, *preview)))
 
 
 @dataclass(frozen=True)
 class News:
-    """What a running job reports each time: stored as one value, so that a poll reads one row."""
+    """What a running job reports each time: stored as one value, so that a poll reads one row.
+
+    reserved: the keys of its result, known before a file is: what a crash leaves half stored still belongs to a job.
+    """
 
     begun_at: datetime
     progress: JobProgress
     logs: tuple[LogLine, ...] = ()
+    reserved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

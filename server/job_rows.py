@@ -45,6 +45,7 @@ def make_job(row: sa.Row[Any], *, with_logs: bool) -> Job:
         started_at=news.begun_at if news else None,
         finished_at=None if row.completed_at is None else _moment(row.completed_at),
         webhook_url=row.webhook_url,
+        reserved=news.reserved if news else (),
     )
     if row.verdict is not None:
         return _close(job, decode(Outcome, json.loads(row.verdict)))

@@ -1,4 +1,4 @@
-"""What may go: finished jobs that are too old or too large together, uploads nobody uses, what a crash left behind."""
+"""What may go: finished jobs that are too old or too large together, uploads nobody uses, what served for a moment."""
 
 import shutil
 from collections.abc import Iterable
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from server.files import INPUTS, PARTS, RESULTS, UPLOADS, FileStore
+from server.files import INPUTS, PARTS, UPLOADS, FileStore
 from server.job import Job, Retention
 from server.jobs import JobQueue
 from server.workshop import PREVIEWS
 
 SOURCE_PREFIX = "file:"
-ORPHAN_AGE = timedelta(hours=1)  # a file is stored some moments before its job says so
 # However soon a sender wants a job gone: its client asks for the result, and a webhook is repeated for two hours.
 SHORTEST_LIFE = timedelta(minutes=1)
 SHORTEST_LIFE_WITH_WEBHOOK = timedelta(hours=3)
-SCRATCH_AGE = timedelta(days=1)  # what is fetched for a job is read when the job begins, and an upload is done by then
+# What is fetched for a job is read when the job begins, an upload is done by then, and a preview is replaced.
+SCRATCH_AGE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,16 @@ class Retainer:
             if needed.isdisjoint(job.keys):
                 self.queue.forget(job)
         kept = self.queue.all_jobs()
-        self._remove_orphans(kept, now)
+        self._remove_scratch(kept, now)
         self._remove_old_uploads(kept, now)
         self._remove_overdue_uploads(kept, now)
         self._remove_folders(kept)
 
-    def _remove_orphans(self, jobs: Iterable[Job], now: datetime) -> None:
+    def _remove_scratch(self, jobs: Iterable[Job], now: datetime) -> None:
+        """Remove what served for a moment. Never a result: one that no job knows may be known to another database."""
         known = {key for job in jobs for key in job.keys}
-        for folder in (RESULTS, PREVIEWS):
-            _remove_older(self.queue.files, folder, now - ORPHAN_AGE, known)
-        for folder in (INPUTS, PARTS):
-            _remove_older(self.queue.files, folder, now - SCRATCH_AGE, set())
+        for folder in (INPUTS, PARTS, PREVIEWS):
+            _remove_older(self.queue.files, folder, now - SCRATCH_AGE, known)
 
     def _remove_old_uploads(self, jobs: Iterable[Job], now: datetime) -> None:
         if self.retention.max_age_s is None:

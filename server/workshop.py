@@ -93,13 +93,26 @@ class Workshop:
         # Seeded by the job's id: run again after a crash, it draws the same seed and makes the same video.
         spec = settle(request, facts, Random(job_id))
         made = self.generate(spec, pipe, folder, reporter)
-        reporter.tell("storing")
+        return self._keep(made, reporter)
+
+    def _keep(self, made: "GenerationResult", reporter: "Reporter") -> JobResult:
+        """Store what was made, all of it or nothing."""
         stem = name_result(made.settings)
+        files = (made.video, made.comparison, made.poster)
+        keys = reporter.reserve(f"{stem}.mp4", f"{stem}-comparison.mp4", f"{stem}.jpg")
+        try:
+            for file, key in zip(files, keys, strict=True):
+                self.store.put(file, key)
+        except Exception:
+            for key in keys:
+                self.store.delete(key)
+            raise
+        video_key, comparison_key, poster_key = keys
         return JobResult(
-            video_key=self.store.add(made.video, folder=RESULTS, name=f"{stem}.mp4"),
-            comparison_key=self.store.add(made.comparison, folder=RESULTS, name=f"{stem}-comparison.mp4"),
-            poster_key=self.store.add(made.poster, folder=RESULTS, name=f"{stem}.jpg"),
-            size_bytes=sum(path.stat().st_size for path in (made.video, made.comparison, made.poster)),
+            video_key=video_key,
+            comparison_key=comparison_key,
+            poster_key=poster_key,
+            size_bytes=sum(file.stat().st_size for file in files),
             settings=made.settings,
             inference_s=made.seconds,
         )
@@ -166,7 +179,7 @@ class Reporter:
         now = self._now()
         shown = earlier.progress.preview_key if earlier else None
         start = JobProgress("waiting", 0, 1, now, preview_key=shown)
-        self._news = News(earlier.begun_at, start, earlier.logs) if earlier else News(now, start)
+        self._news = replace(earlier, progress=start) if earlier else News(now, start)
         self._previewed = 0.0
         if earlier:
             self._log("The program that made this video ended; going on.", "WARN")
@@ -185,6 +198,13 @@ class Reporter:
     def tell(self, stage: str) -> None:
         """Report a stage that `pipeline.generate` knows nothing of."""
         self._tell(replace(self._news.progress, stage=stage, step=0, total=1), stage)
+
+    def reserve(self, *names: str) -> tuple[str, ...]:
+        """Report that files are stored now, and give their keys: those of the earlier run where it came as far."""
+        if not self._news.reserved:
+            self._news = replace(self._news, reserved=tuple(self._store.reserve(RESULTS, name) for name in names))
+        self.tell("storing")
+        return self._news.reserved
 
     def tell_model(self, progress: ModelProgress | None) -> None:
         """Report how far the model is, with a line in the log for each hundredth.

@@ -1,17 +1,20 @@
 """The queue without a worker: what is submitted, seen, reordered, stopped, refused and deleted."""
 
 import dataclasses
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
 from pipeline.errors import StudioError
-from server.database import UnreachableError, told_plainly
-from server.job import Fault, Job, JobError, JobStatus, Limits, decode, encode
+from server.database import NEWS, UnreachableError, told_plainly
+from server.files import RESULTS
+from server.job import Fault, Job, JobError, JobProgress, JobStatus, Limits, News, decode, encode
 from server.jobs import JobQueue, JobStateError, QueueFullError
 from tests.server.fake_generation import make_files, make_request
 from tests.server.postgres import run_postgres
@@ -58,6 +61,14 @@ def order_of(queue: JobQueue, *jobs: Job) -> list[str]:
     """Give the prompts of waiting jobs in the order they will run."""
     now = [queue.get(job.job_id) for job in jobs]
     return [job.request.fields["prompt"] for job in sorted(now, key=lambda job: job.position)]
+
+
+def tell(queue: JobQueue, job: Job, news: News) -> None:
+    """Write a job's news, as a worker does."""
+    events = queue.database.system.tables.workflow_events
+    row = {"workflow_uuid": job.job_id, "key": NEWS, "value": json.dumps(encode(news))}
+    with queue.database.write() as connection:
+        connection.execute(sa.insert(events).values(row))
 
 
 def test_a_submitted_job_waits_and_keeps_its_request(queue: JobQueue) -> None:
@@ -239,6 +250,20 @@ def test_only_an_ended_job_of_ones_own_is_deleted(queue: JobQueue) -> None:
     assert queue.jobs_of("ann") == []
     with pytest.raises(JobStateError, match="no such generation"):
         queue.delete(job.job_id, "ann")
+
+
+def test_files_whose_job_did_not_tell_of_them_go_with_it(queue: JobQueue, tmp_path: Path) -> None:
+    """A worker that dies while it stores a result has told the keys by then."""
+    job = queue.submit(make_request(), owner="ann")
+    queue.cancel(job.job_id)
+    (file := tmp_path / "a.mp4").write_text("a video")
+    key = queue.files.add(file, folder=RESULTS)
+    begun_at = queue.now()
+    tell(queue, job, News(begun_at, JobProgress("storing", 0, 1, begun_at), reserved=(key,)))
+
+    queue.delete(job.job_id, "ann")
+
+    assert not queue.files.exists(key)
 
 
 def test_changes_come_at_once_and_end_with_the_job(queue: JobQueue) -> None:

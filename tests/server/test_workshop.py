@@ -9,6 +9,7 @@ import pytest
 from pipeline.model_progress import ModelProgress
 from pipeline.spec import ModelFacts
 from server import workshop
+from server.files import RESULTS
 from server.job import News
 from server.workshop import Model
 from tests.server.fake_generation import FakeGeneration, make_files, make_request, make_workshop
@@ -61,3 +62,52 @@ def test_a_job_that_waits_tells_how_far_its_model_is(
     lines = [line.message for line in news[-1].logs]
     told = ["downloading 6.0 of 60.0 GB", "downloading 30.0 of 60.0 GB", "loading 3 of 7"]
     assert lines[:6] == ["fetching", "loading", *told, "encoding"]
+
+
+class CrashError(BaseException):
+    """The end of the program: nothing that follows is done."""
+
+
+def test_a_crash_while_storing_leaves_nothing_that_no_job_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keys are told before a file is there, and whoever takes the job up uses the same."""
+    news: list[News] = []
+    files = make_files(tmp_path)
+    shop = make_workshop(tmp_path, files, FakeGeneration())
+    put = files.put
+
+    def put_and_crash(source: Path, key: str) -> None:
+        put(source, key)
+        if key.startswith(RESULTS):
+            raise CrashError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "put", put_and_crash)
+        with pytest.raises(CrashError):
+            shop.run("id", make_request(), None, news.append)
+    left = [file.key for file in files.stored(RESULTS)]
+
+    outcome = shop.run("id", make_request(), news[-1], news.append)
+
+    assert outcome.result is not None
+    assert left == [outcome.result.video_key]
+    assert {file.key for file in files.stored(RESULTS)} == set(outcome.result.keys)
+
+
+def test_what_cannot_be_stored_whole_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job fails, and half a result would be of use to nobody."""
+    files = make_files(tmp_path)
+    put = files.put
+
+    def put_videos_only(source: Path, key: str) -> None:
+        put(source, key)
+        if source.suffix == ".jpg":
+            raise OSError("no room")
+
+    monkeypatch.setattr(files, "put", put_videos_only)
+
+    outcome = make_workshop(tmp_path, files, FakeGeneration()).run("id", make_request(), None, lambda news: None)
+
+    assert outcome.error is not None
+    assert list(files.stored(RESULTS)) == []

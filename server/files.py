@@ -28,7 +28,8 @@ PRIVATE = frozenset({INPUTS, PARTS})  # all else is for whoever knows the key
 
 CHUNK_BYTES = 256 * 1024
 TOKEN_BYTES = 24  # 192 bits: 32 letters
-MAX_NAME_LENGTH = 100
+MAX_NAME_BYTES = 100  # of a new name in UTF-8, before an extension it lacks
+MAX_STORED_BYTES = 255  # what file systems take; names were longer once
 UNKNOWN_TYPE = "application/octet-stream"
 
 _TYPE_PART = r"[a-z0-9][a-z0-9!#$&^_.+-]{0,126}"
@@ -162,7 +163,7 @@ class FileStore:
         copy = self._cache_dir / key
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = copy.with_name(f"{copy.name}.{secrets.token_hex(4)}")
+            unfinished = copy.with_name(f"{secrets.token_hex(8)}.part")  # a longer name than the copy's may be too long
             self._fs.get_file(self._path(key), str(unfinished))
             unfinished.rename(copy)
         return copy
@@ -230,17 +231,30 @@ class FileStore:
 def split_key(key: str) -> KeyParts:
     """Take a key apart. Raises UnknownFileError for text that no store gave out, such as a path out of it."""
     match = _KEY.fullmatch(key)
-    if match is None or match["name"] != clean_name(match["name"]):
+    if match is None or not _is_safe(match["name"]):
         raise UnknownFileError
     return KeyParts(match["folder"], match["token"], match["type"], match["name"])
 
 
 def clean_name(name: str) -> str:
     """Give a file name that is safe anywhere: no white space, no path, not too long; its extension stays."""
-    plain = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2].strip()
-    plain = re.sub(r"[^\w.-]+", "_", plain).lstrip(".-")
+    plain = _plain_name(name)
     suffix = PurePosixPath(plain).suffix[:16]
-    return plain.removesuffix(suffix)[: MAX_NAME_LENGTH - len(suffix)] + suffix or "file"
+    return cut_text(plain.removesuffix(suffix), MAX_NAME_BYTES - len(suffix.encode())) + suffix or "file"
+
+
+def cut_text(text: str, max_bytes: int) -> str:
+    """Give the beginning of a text, of so many bytes in UTF-8 at most: file systems count these, not letters."""
+    return text.encode()[:max_bytes].decode(errors="ignore")
+
+
+def _plain_name(name: str) -> str:
+    plain = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2].strip()
+    return re.sub(r"[^\w.-]+", "_", plain).lstrip(".-")
+
+
+def _is_safe(name: str) -> bool:
+    return name == _plain_name(name) and len(name.encode()) <= MAX_STORED_BYTES
 
 
 def clean_type(content_type: str | None) -> str:

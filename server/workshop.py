@@ -27,7 +27,7 @@ from pipeline.errors import (
 from pipeline.model_progress import ModelProgress
 from pipeline.spec import GenerationRequest, GenerationSpec, ModelFacts, explain, settle
 from server.background import in_background
-from server.files import RESULTS, FileStore
+from server.files import RESULTS, FileStore, cut_text
 from server.job import Fault, JobError, JobProgress, JobRequest, JobResult, LogLine, News, Outcome
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREVIEWS = "previews"
+MAX_WORDS_BYTES = 60  # of a result's name
 PREVIEW_EVERY_S = 1.0
 LOADING_POLL_S = 1.0
 RESERVE_BYTES = 8 * 2**20  # enough for the database to write down how a job ended on a disk that is full
@@ -254,9 +255,13 @@ class Reporter:
 
 
 def name_result(settings: Mapping[str, Any]) -> str:
-    """Give a file name, without its extension, that tells one result from the next: the first words and the seed."""
+    """Give a file name, without its extension, that tells one result from the next: the first words and the seed.
+
+    Short enough to be kept as it is: clean_name would cut the seed.
+    """
     words = "".join(letter if letter.isalnum() else " " for letter in settings["prompt"].lower()).split()
-    return "-".join([*words[:6], str(settings["seed"])])[:80]
+    beginning = cut_text("-".join(words[:6]), MAX_WORDS_BYTES).rstrip("-")
+    return f"{beginning}-{settings['seed']}".lstrip("-")
 
 
 def explain_failure(error: Exception) -> JobError:

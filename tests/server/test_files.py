@@ -120,6 +120,9 @@ def test_a_file_keeps_the_type_it_came_with(
         ("a\r\nSet-Cookie: x.png", "a_Set-Cookie_x.png"),
         ("Füße 日本.webp", "Füße_日本.webp"),
         ("x" * 300 + ".mp4", "x" * 96 + ".mp4"),
+        ("字" * 120 + ".mp4", "字" * 32 + ".mp4"),
+        ("𝐚" * 120, "𝐚" * 25),
+        ("𝐚" * 120 + "." + "字" * 20, "𝐚" * 13 + "." + "字" * 15),
     ],
 )
 def test_names_are_safe_anywhere(given: str, cleaned: str) -> None:
@@ -128,10 +131,32 @@ def test_names_are_safe_anywhere(given: str, cleaned: str) -> None:
     assert clean_name(cleaned) == cleaned
 
 
+@pytest.mark.parametrize("letter", ["x", "字", "𝐚"])
+def test_a_long_name_can_be_stored(store: FileStore, clip: Path, letter: str) -> None:
+    """Whatever its letters take, with the extension it lacked; and a copy of it can be made."""
+    key = store.reserve("uploads", letter * 120, "video/mp4")
+
+    store.take(clip, key)
+
+    assert key.endswith(f"{letter}.mp4")
+    assert store.local(key).stat().st_size == store.size(key) == 10
+
+
+@pytest.mark.parametrize("name", ["字" * 80 + ".mp4", "字" * 83 + ".mp4"])
+def test_names_of_old_are_still_keys(store: FileStore, clip: Path, name: str) -> None:
+    """What was stored under a longer name than a new file gets stays within reach."""
+    key = f"results/{TOKEN}/{name}"
+
+    store.put(clip, key)
+
+    assert store.local(key).stat().st_size == 10
+
+
 @pytest.mark.parametrize(
     "key",
     [
         "",
+        f"uploads/{TOKEN}/{'字' * 84}.mp4",
         "../secret",
         f"uploads/{TOKEN}/../../secret",
         f"uploads/{TOKEN}/..",

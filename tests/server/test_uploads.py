@@ -114,6 +114,16 @@ def test_a_name_of_any_language_works(web: httpx.Client) -> None:
     assert web.get(initiated["file_url"]).content == MP4
 
 
+@pytest.mark.parametrize("letter", ["x", "字", "𝐚"])
+def test_a_long_name_can_be_uploaded(web: httpx.Client, letter: str) -> None:
+    """It is cut; the file is there under the address that was given."""
+    body = {"file_name": letter * 120, "content_type": "video/mp4"}
+    initiated = web.post("/fal/rest/storage/upload/initiate", json=body).json()
+
+    assert web.put(initiated["upload_url"], content=MP4).status_code == 200
+    assert web.get(initiated["file_url"]).content == MP4
+
+
 def test_a_file_never_changes_once_it_is_there(web: httpx.Client) -> None:
     """A second put to the same address is taken, as from a client that repeats itself, and changes nothing."""
     initiated = web.post("/fal/rest/storage/upload/initiate", json={"file_name": "a.mp4"}).json()

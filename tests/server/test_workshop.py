@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.model_progress import ModelProgress
-from pipeline.spec import ModelFacts
+from pipeline.spec import MAX_SEED, ModelFacts
 from server import workshop
 from server.files import RESULTS
 from server.job import News
-from server.workshop import Model
+from server.workshop import Model, name_result
 from tests.server.fake_generation import FakeGeneration, make_files, make_request, make_workshop
 
 GB = 10**9
@@ -62,6 +62,35 @@ def test_a_job_that_waits_tells_how_far_its_model_is(
     lines = [line.message for line in news[-1].logs]
     told = ["downloading 6.0 of 60.0 GB", "downloading 30.0 of 60.0 GB", "loading 3 of 7"]
     assert lines[:6] == ["fetching", "loading", *told, "encoding"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("The Balloon, rising!", "the-balloon-rising-7"),
+        ("one two three four five six seven", "one-two-three-four-five-six-7"),
+        ("?!", "7"),
+        ("x" * 200, "x" * 60 + "-7"),
+        ("字" * 200, "字" * 20 + "-7"),
+        ("𝐚" * 70, "𝐚" * 15 + "-7"),
+        ("x" * 59 + " y", "x" * 59 + "-7"),
+    ],
+)
+def test_a_result_is_named_by_its_words_and_its_seed(prompt: str, name: str) -> None:
+    """However long the words are, the seed tells one video from the next."""
+    assert name_result({"prompt": prompt, "seed": 7}) == name
+
+
+@pytest.mark.parametrize("letter", ["x", "字", "𝐚"])
+def test_the_names_of_a_result_are_kept_whole(tmp_path: Path, letter: str) -> None:
+    """The largest seed and the longest ending have room behind words of any letters."""
+    shop = make_workshop(tmp_path, make_files(tmp_path), FakeGeneration())
+
+    outcome = shop.run("id", make_request(letter * 70, seed=MAX_SEED), None, lambda news: None)
+
+    assert outcome.result is not None
+    ends = [f"{MAX_SEED}.mp4", f"{MAX_SEED}-comparison.mp4", f"{MAX_SEED}.jpg"]
+    assert all(key.endswith(f"{letter}-{end}") for key, end in zip(outcome.result.keys, ends, strict=True))
 
 
 class CrashError(BaseException):

@@ -12,6 +12,7 @@ import pytest
 from server import api
 from server.calls import base_url
 from server.database import UnreachableError
+from server.files import UPLOADS
 from server.job import Limits
 from server.jobs import JobQueue
 from tests.server.api_calls import INPUT, PROXY, QUEUE, RUN, faults, submit, wait_for
@@ -210,15 +211,20 @@ def test_a_full_queue_is_told(tmp_path: Path) -> None:
 
     assert (first.status_code, second.status_code) == (200, 429)
     assert "generations in the queue" in second.json()["detail"]
+    assert len(list(services.files.stored(UPLOADS))) == 2
 
 
-def test_the_same_idempotency_key_is_the_same_request(web: httpx.Client) -> None:
-    """A program that is not sure whether its submit arrived may send it again."""
+def test_the_same_idempotency_key_is_the_same_request(web: httpx.Client, server: ApiServer) -> None:
+    """A program that is not sure whether its submit arrived may send it again; its files are kept once."""
     headers = {"Idempotency-Key": "order-5"}
+    before = len(list(server.services.files.stored(UPLOADS)))
 
     first, second = (web.post(QUEUE, json=INPUT, headers=headers).json() for _ in range(2))
 
     assert first["request_id"] == second["request_id"]
+    assert len(list(server.services.files.stored(UPLOADS))) == before + 2
+    assert wait_for(web, first)["status"] == "COMPLETED"
+    assert web.get(first["response_url"]).status_code == 200
 
 
 # Synchronous call

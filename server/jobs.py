@@ -32,6 +32,7 @@ CancelAnswer = Literal["requested", "already_finished", "not_found"]
 
 CHANGES_POLL_S = 0.15
 REPORTS_PER_LOOK = 50
+SOURCE_PREFIX = "file:"
 MAX_REPORTS = 10
 DEFAULT_LIMITS = Limits()
 
@@ -173,13 +174,15 @@ class JobQueue:
     def delete(self, job_id: str, owner: str) -> None:
         """Remove a job that has ended, and its files.
 
-        Raises JobStateError when the owner has no such job, or it has not ended.
+        Raises JobStateError when the owner has no such job, it has not ended, or its video is needed for another.
         """
         job = self._read(job_id, with_logs=False)
         if job is None or job.owner != owner:
             raise JobStateError("There is no such generation; it may have been deleted already.")
         if not job.status.is_final:
             raise JobStateError("A generation that has not ended cannot be deleted; stop it first.")
+        if not self.needed_files().isdisjoint(job.keys):
+            raise JobStateError("A generation in the queue uses this video; delete it after that one has ended.")
         self.forget(job)
 
     def changes(self, job_id: str) -> Iterator[Job]:
@@ -253,6 +256,17 @@ class JobQueue:
         with self.database.read() as connection:
             rows = connection.execute(self.database.all_jobs.order_by(db.jobs.c.number)).all()
         return [make_job(row, with_logs=False) for row in rows]
+
+    def needed_files(self) -> set[str]:
+        """Give the keys of the files that jobs which have not ended are to use."""
+        flow = self.database.workflows
+        unfinished = sa.select(db.jobs.c.request).join(flow, flow.c.workflow_uuid == db.jobs.c.job_id)
+        unfinished = unfinished.where(flow.c.status.in_(db.UNFINISHED), db.jobs.c.request.is_not(None))
+        with self.database.read() as connection:
+            texts = connection.execute(unfinished).scalars().all()
+        requests = [decode(JobRequest, json.loads(text)) for text in texts]
+        sources = {source for request in requests for source in (request.reference_video, request.image)}
+        return {source.removeprefix(SOURCE_PREFIX) for source in sources}
 
     def _find_known(self, connection: sa.Connection, entry: _Entry) -> str | None:
         same = db.jobs.c.job_id == entry.job_id

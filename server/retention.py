@@ -11,7 +11,6 @@ from server.job import Job, Retention
 from server.jobs import JobQueue
 from server.workshop import PREVIEWS
 
-SOURCE_PREFIX = "file:"
 # However soon a sender wants a job gone: its client asks for the result, and a webhook is repeated for two hours.
 SHORTEST_LIFE = timedelta(minutes=1)
 SHORTEST_LIFE_WITH_WEBHOOK = timedelta(hours=3)
@@ -30,34 +29,39 @@ class Retainer:
     def run(self) -> None:
         """Remove what may go. Doing it twice at once does no harm."""
         now = self.queue.now()
-        jobs = self.queue.all_jobs()
-        needed = _needed_files(jobs)
-        for job in choose_expired(jobs, self.retention, now):
-            if needed.isdisjoint(job.keys):
+        for job in choose_expired(self.queue.all_jobs(), self.retention, now):
+            if self._is_unused(*job.keys):
                 self.queue.forget(job)
         kept = self.queue.all_jobs()
         self._remove_scratch(kept, now)
-        self._remove_old_uploads(kept, now)
-        self._remove_overdue_uploads(kept, now)
+        self._remove_old_uploads(now)
+        self._remove_overdue_uploads(now)
         self._remove_folders(kept)
+
+    def _is_unused(self, *keys: str) -> bool:
+        """Say whether no job needs these files. Asked before each removal: many take long, and jobs come meanwhile."""
+        return self.queue.needed_files().isdisjoint(keys)
 
     def _remove_scratch(self, jobs: Iterable[Job], now: datetime) -> None:
         """Remove what served for a moment. Never a result: one that no job knows may be known to another database."""
         known = {key for job in jobs for key in job.keys}
         for folder in (INPUTS, PARTS, PREVIEWS):
-            _remove_older(self.queue.files, folder, now - SCRATCH_AGE, known)
+            for key in _find_older(self.queue.files, folder, now - SCRATCH_AGE):
+                if key not in known:
+                    self.queue.files.delete(key)
 
-    def _remove_old_uploads(self, jobs: Iterable[Job], now: datetime) -> None:
+    def _remove_old_uploads(self, now: datetime) -> None:
         if self.retention.max_age_s is None:
             return
-        oldest = now - timedelta(seconds=self.retention.max_age_s)
-        _remove_older(self.queue.files, UPLOADS, oldest, _needed_files(jobs))
+        for key in _find_older(self.queue.files, UPLOADS, now - timedelta(seconds=self.retention.max_age_s)):
+            if self._is_unused(key):
+                self.queue.files.delete(key)
 
-    def _remove_overdue_uploads(self, jobs: Iterable[Job], now: datetime) -> None:
+    def _remove_overdue_uploads(self, now: datetime) -> None:
         """Remove what its sender wanted for a while only. A note outlives its time: the file may come late."""
-        files, needed = self.queue.files, _needed_files(jobs)
+        files = self.queue.files
         for key, ended_at in files.overdue(now).items():
-            if key not in needed:
+            if self._is_unused(key):
                 files.delete(key)
                 if ended_at < now - SCRATCH_AGE:
                     files.forget_life(key, ended_at)
@@ -92,14 +96,5 @@ def _wanted_life(job: Job) -> timedelta:
     return max(shortest, timedelta(seconds=job.request.keep_s))
 
 
-def _needed_files(jobs: Iterable[Job]) -> set[str]:
-    """Give the keys of the files that jobs which have not ended are to use."""
-    requests = [job.request for job in jobs if job.request and not job.status.is_final]
-    sources = {source for request in requests for source in (request.reference_video, request.image)}
-    return {source.removeprefix(SOURCE_PREFIX) for source in sources}
-
-
-def _remove_older(store: FileStore, folder: str, than: datetime, kept: set[str]) -> None:
-    for file in list(store.stored(folder)):
-        if file.modified_at < than and file.key not in kept:
-            store.delete(file.key)
+def _find_older(store: FileStore, folder: str, than: datetime) -> list[str]:
+    return [file.key for file in store.stored(folder) if file.modified_at < than]

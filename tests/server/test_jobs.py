@@ -63,12 +63,18 @@ def order_of(queue: JobQueue, *jobs: Job) -> list[str]:
     return [job.request.fields["prompt"] for job in sorted(now, key=lambda job: job.position)]
 
 
-def tell(queue: JobQueue, job: Job, news: News) -> None:
-    """Write a job's news, as a worker does."""
-    events = queue.database.system.tables.workflow_events
+def add_result(queue: JobQueue, folder: Path) -> tuple[Job, str]:
+    """Give a job of Ann's that has ended while its result was being stored, and the key of that."""
+    job = queue.submit(make_request(), owner="ann")
+    queue.cancel(job.job_id)
+    (file := folder / "a.mp4").write_text("a video")
+    key = queue.files.add(file, folder=RESULTS)
+    begun_at = queue.now()
+    news = News(begun_at, JobProgress("storing", 0, 1, begun_at), reserved=(key,))
     row = {"workflow_uuid": job.job_id, "key": NEWS, "value": json.dumps(encode(news))}
     with queue.database.write() as connection:
-        connection.execute(sa.insert(events).values(row))
+        connection.execute(sa.insert(queue.database.system.tables.workflow_events).values(row))
+    return queue.get(job.job_id), key
 
 
 def test_a_submitted_job_waits_and_keeps_its_request(queue: JobQueue) -> None:
@@ -252,14 +258,26 @@ def test_only_an_ended_job_of_ones_own_is_deleted(queue: JobQueue) -> None:
         queue.delete(job.job_id, "ann")
 
 
+@pytest.mark.parametrize("field", ["reference_video", "image"])
+def test_a_video_that_another_job_needs_is_not_deleted(queue: JobQueue, tmp_path: Path, field: str) -> None:
+    """Whoever has that one in the queue: it can be deleted once that has ended."""
+    made, key = add_result(queue, tmp_path)
+    using = dataclasses.replace(make_request(), **{field: f"file:{key}"})
+    following = queue.submit(using, owner="ben")
+    with pytest.raises(JobStateError, match="uses this video; delete it after"):
+        queue.delete(made.job_id, "ann")
+    before = queue.get(made.job_id), queue.files.exists(key)
+    queue.cancel(following.job_id)
+
+    queue.delete(made.job_id, "ann")
+
+    assert before == (made, True)
+    assert (queue.get(made.job_id), queue.files.exists(key)) == (None, False)
+
+
 def test_files_whose_job_did_not_tell_of_them_go_with_it(queue: JobQueue, tmp_path: Path) -> None:
     """A worker that dies while it stores a result has told the keys by then."""
-    job = queue.submit(make_request(), owner="ann")
-    queue.cancel(job.job_id)
-    (file := tmp_path / "a.mp4").write_text("a video")
-    key = queue.files.add(file, folder=RESULTS)
-    begun_at = queue.now()
-    tell(queue, job, News(begun_at, JobProgress("storing", 0, 1, begun_at), reserved=(key,)))
+    job, key = add_result(queue, tmp_path)
 
     queue.delete(job.job_id, "ann")
 

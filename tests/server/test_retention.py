@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +114,36 @@ def test_the_files_of_a_waiting_job_stay(queue: JobQueue, files: FileStore, cloc
     assert queue.get(job.job_id) == job
     assert files.exists(video)
     assert files.exists(image)
+
+
+@pytest.mark.parametrize("wish_s", [None, 60.0])
+def test_the_files_of_a_job_that_comes_meanwhile_stay(
+    queue: JobQueue,
+    files: FileStore,
+    clock: Clock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wish_s: float | None,
+) -> None:
+    """Looking through the files takes long; what is submitted until one's turn comes counts."""
+    old, needed = (store(files, tmp_path, UPLOADS) for _ in range(2))
+    for key in (old, needed):
+        if wish_s is not None:
+            files.limit_life(key, queue.now() + timedelta(seconds=wish_s))
+    clock.ahead_s = 2 * DAY_S
+    find = files.overdue if wish_s else files.stored
+
+    def find_and_submit(*args: Any) -> Any:
+        found = find(*args)
+        if queue.all_jobs() == []:
+            queue.submit(JobRequest(make_request().fields, f"file:{needed}", "http://a.example/b.png"), owner="ann")
+        return found
+
+    monkeypatch.setattr(files, find.__name__, find_and_submit)
+
+    Retainer(queue, tmp_path / "jobs", Retention(max_age_s=None if wish_s else DAY_S)).run()
+
+    assert [files.exists(key) for key in (old, needed)] == [False, True]
 
 
 def test_results_that_no_job_knows_stay(queue: JobQueue, files: FileStore, clock: Clock, tmp_path: Path) -> None:
@@ -227,6 +258,8 @@ def test_a_result_that_a_waiting_job_uses_stays(queue: JobQueue, tmp_path: Path)
         files = queue.files
         now = staticmethod(queue.now)
         forget = staticmethod(forgotten.append)
+
+        needed_files = staticmethod(queue.needed_files)
 
         def all_jobs(self) -> list[Job]:
             """Give both."""

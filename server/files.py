@@ -5,11 +5,13 @@ A stored file never changes.
 """
 
 import mimetypes
+import os
 import re
 import secrets
 import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -161,6 +163,9 @@ class FileStore:
         if self.is_local:
             return Path(self._path(key))
         copy = self._cache_dir / key
+        place = self._place_of_copy(key)
+        place.mkdir(parents=True, exist_ok=True)
+        os.utime(place)  # for clear_copies
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
             unfinished = copy.with_name(f"{secrets.token_hex(8)}.part")  # a longer name than the copy's may be too long
@@ -173,7 +178,14 @@ class FileStore:
         parts = split_key(key)
         if self._fs.exists(place := f"{self._root}/{parts.folder}/{parts.token}"):
             self._fs.rm(place, recursive=True)
-        shutil.rmtree(self._cache_dir / parts.folder / parts.token, ignore_errors=True)
+        shutil.rmtree(self._place_of_copy(key), ignore_errors=True)
+
+    def clear_copies(self, than: datetime) -> None:
+        """Remove the copies on this machine that nobody has asked for since then."""
+        for place in self._cache_dir.glob("*/*"):
+            with suppress(FileNotFoundError):  # another worker of this machine was quicker
+                if place.stat().st_mtime < than.timestamp():
+                    shutil.rmtree(place, ignore_errors=True)
 
     def stored(self, folder: str) -> Iterator[StoredFile]:
         """Give all files of a folder, for retention by age and size. Those of remote copies are not among them."""
@@ -219,6 +231,10 @@ class FileStore:
                 whole.writelines(self.read(_part_key(key, number)))
         self.take(scratch, key)
         self.delete(_part_key(key, 1))
+
+    def _place_of_copy(self, key: str) -> Path:
+        parts = split_key(key)
+        return self._cache_dir / parts.folder / parts.token
 
     def _note(self, key: str, ends_at: datetime) -> str:
         return f"{self._root}/{LIFETIMES}/{int(ends_at.timestamp())}-{split_key(key).token}"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 MAX_RECOVERY_ATTEMPTS = 3  # so a job that kills its worker runs four times
 REPORTS_AT_ONCE = 16
+COPY_AGE = timedelta(days=1)  # what a job reads or a page shows was read long before
 
 # After a failed report of a job's end: ten tries in about two hours, the first repeat within a minute.
 REPORT_DELAYS_S = (15, 30, 60, 120, 300, 600, 900, 1800, 3600)
@@ -230,11 +232,16 @@ class Worker:
             Chore(self._rhythm.tend_s, self._queue.enqueue_reports),
             Chore(self._rhythm.heartbeat_s, lambda: self._watch_workers(watch)),
         ]
-        slow = [Chore(self._rhythm.retain_s, self._retainer.run)] if self._retainer else []
-        chores_of = [quick, slow] if slow else [quick]
-        self._tenders = [threading.Thread(target=self._tend, args=(chores,), daemon=True) for chores in chores_of]
+        slow = [Chore(self._rhythm.retain_s, self._clear_copies)]
+        if self._retainer:
+            slow.append(Chore(self._rhythm.retain_s, self._retainer.run))
+        self._tenders = [threading.Thread(target=self._tend, args=(chores,), daemon=True) for chores in (quick, slow)]
         for tender in self._tenders:
             tender.start()
+
+    def _clear_copies(self) -> None:
+        """Remove what this machine has copied of the files: whoever deletes one reaches his own machine only."""
+        self._queue.files.clear_copies(self._queue.now() - COPY_AGE)
 
     def _tend(self, chores: list["Chore"]) -> None:
         while not self._stopping.wait(min(chore.due_in(time.monotonic()) for chore in chores)):

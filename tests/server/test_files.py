@@ -1,5 +1,6 @@
 """Files are kept under keys that nobody can guess, here or behind an fsspec URL."""
 
+import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -200,6 +201,21 @@ def test_a_deleted_file_is_gone_everywhere(store: FileStore, clip: Path, tmp_pat
     assert not store.exists(key)
     assert not copy.exists()
     assert list(store.stored("results")) == []
+
+
+@pytest.mark.parametrize("kind", ["video/mp4", "video/x-odd"])
+def test_copies_that_nobody_uses_go(store: FileStore, clip: Path, tmp_path: Path, kind: str) -> None:
+    """What was asked for since then stays; the file itself stays too, and can be copied again."""
+    used, unused = (store.add(clip, folder="results", content_type=kind) for _ in range(2))
+    copies = [store.local(key) for key in (used, unused)]
+    for place in (tmp_path / "cache").rglob("*"):
+        os.utime(place, (0, 0))
+    store.local(used)
+
+    store.clear_copies(datetime.now(UTC) - timedelta(days=1))
+
+    assert [copy.exists() for copy in copies] == [True, store.is_local]
+    assert store.local(unused).read_bytes() == clip.read_bytes()
 
 
 def test_files_are_listed_with_their_age(store: FileStore, clip: Path) -> None:

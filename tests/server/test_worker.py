@@ -1,7 +1,9 @@
 """The worker on real DBOS: jobs run one by one, fail plainly, stop, and are taken up again after every kind of end."""
 
+import dataclasses
 import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ from pipeline.errors import (
 from pipeline.generate import Progress
 from pipeline.spec import ModelFacts
 from server import database as db
-from server.files import FileStore
+from server.files import RESULTS, FileStore
 from server.heartbeat import Watch, beat, claim_slot, read_beats
 from server.job import Fault, Job, JobError, JobStatus
 from server.jobs import JobQueue
@@ -553,6 +555,23 @@ def test_a_deleted_job_takes_its_files_along(start_worker: StartWorker, queue: J
     assert queue.get(job.job_id) is None
     assert len(done.keys) == 4
     assert not any(files.exists(key) for key in done.keys)
+
+
+@pytest.mark.parametrize("has_workshop", [True, False])
+def test_copies_of_files_elsewhere_go(start_worker: StartWorker, tmp_path: Path, *, has_workshop: bool) -> None:
+    """A worker and a front each clear their own machine, whoever deletes a file; what was just used stays."""
+    files = FileStore(f"memory://{tmp_path.name}", tmp_path / "cache")
+    (clip := tmp_path / "a.mp4").write_text("a clip")
+    old, new = (files.local(files.add(clip, folder=RESULTS)) for _ in range(2))
+    os.utime(old.parent, (0, 0))
+    parts = {} if has_workshop else {"workshop": None, "slots_dir": tmp_path / "fronts"}
+
+    with closing(JobQueue(f"sqlite:///{tmp_path}/queue.sqlite", files)) as queue:
+        worker = start_worker(queue=queue, rhythm=dataclasses.replace(QUICK, retain_s=0.1), **parts)
+        wait_until(lambda: not old.exists())
+        worker.stop()
+
+    assert new.exists()
 
 
 def test_two_workers_of_one_folder_have_two_names(tmp_path: Path) -> None:

@@ -192,6 +192,7 @@ def _select_jobs(database: JobDatabase) -> sa.Select[Any]:
         jobs,
         flow.c.status,
         flow.c.completed_at,
+        flow.c.recovery_attempts,
         tables.workflow_output.c.output,
         tables.workflow_events.c.value,
     )
@@ -223,7 +224,7 @@ def _waits(workflows: sa.FromClause) -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def is_untouched(database: JobDatabase) -> sa.ColumnElement[bool]:
-    """Give the condition that a workflow waits and no worker ever took it."""
+    """Give the condition that a workflow waits and no worker ever took it: taking counts an attempt."""
     flow = database.workflows
     return sa.and_(flow.c.status == WAITING, flow.c.recovery_attempts == 0)
 

@@ -51,7 +51,7 @@ def make_job(row: sa.Row[Any], *, with_logs: bool) -> Job:
         return _close(job, decode(Outcome, json.loads(row.verdict)))
     if row.status == "SUCCESS":
         return _close(job, decode(Outcome, json.loads(row.output)))
-    if row.status == "ENQUEUED" and news is not None:
+    if row.status == "ENQUEUED" and row.recovery_attempts > 0:
         # Its worker died and another will take it: to whoever watches, it has begun and never goes back.
         return replace(job, status=JobStatus.RUNNING)
     position = row.position if row.status == "ENQUEUED" else None

@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from pipeline.errors import StudioError
 from server.database import NEWS, UnreachableError, told_plainly
 from server.files import RESULTS
+from server.heartbeat import requeue
 from server.job import Fault, Job, JobError, JobProgress, JobStatus, Limits, News, decode, encode
 from server.jobs import JobQueue, JobStateError, QueueFullError
 from tests.server.fake_generation import make_files, make_request
@@ -256,6 +257,22 @@ def test_only_an_ended_job_of_ones_own_is_deleted(queue: JobQueue) -> None:
     assert queue.jobs_of("ann") == []
     with pytest.raises(JobStateError, match="no such generation"):
         queue.delete(job.job_id, "ann")
+
+
+def test_a_job_that_was_taken_never_waits_again(queue: JobQueue) -> None:
+    """Also when its worker died before it told of anything: whoever watched has seen it begin."""
+    taken, waiting = (queue.submit(make_request(), owner="ann") for _ in range(2))
+    flow = queue.database.workflows
+    with queue.database.write() as connection:
+        held = {"status": "PENDING", "executor_id": "dead", "recovery_attempts": 1}
+        connection.execute(sa.update(flow).where(flow.c.workflow_uuid == taken.job_id).values(held))
+    seen = [queue.get(taken.job_id)]
+
+    requeue(queue.database, "dead")
+    seen.append(queue.get(taken.job_id))
+
+    assert [(job.status, job.position) for job in seen] == [(JobStatus.RUNNING, None)] * 2
+    assert queue.get(waiting.job_id).status is JobStatus.WAITING
 
 
 @pytest.mark.parametrize("field", ["reference_video", "image"])

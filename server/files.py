@@ -218,10 +218,16 @@ class FileStore:
         """Keep one part of a file that comes in parts, number counted from 1. The same part again replaces it."""
         self.take(source, _part_key(key, number))
 
-    def parts_size(self, key: str) -> int:
-        """Give the bytes of all parts kept so far."""
+    def parts_size(self, key: str, *, without: int | None = None) -> int:
+        """Give the bytes of all parts kept so far. without: the number of one that does not count."""
         folder = f"{self._root}/{PARTS}/{split_key(key).token}"
-        return sum(int(facts["size"]) for facts in self._fs.find(folder, detail=True).values())
+        left_out = None if without is None else self._path(_part_key(key, without))
+        found = self._fs.find(folder, detail=True)
+        return sum(int(facts["size"]) for path, facts in found.items() if path != left_out)
+
+    def delete_parts(self, key: str) -> None:
+        """Remove all parts kept so far."""
+        self.delete(_part_key(key, 1))
 
     def join_parts(self, key: str, numbers: Iterable[int], scratch: Path) -> None:
         """Make the file of its parts, in the order of their numbers. scratch: a file name on this machine to use."""
@@ -230,7 +236,7 @@ class FileStore:
             for number in numbers:
                 whole.writelines(self.read(_part_key(key, number)))
         self.take(scratch, key)
-        self.delete(_part_key(key, 1))
+        self.delete_parts(key)
 
     def _place_of_copy(self, key: str) -> Path:
         parts = split_key(key)

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,8 +235,8 @@ async def _receive_part(request: Request, services: ApiServices, key: str, numbe
     """Keep one part and give its entity tag."""
     if not 1 <= number <= MAX_PART_NUMBER:
         raise refusal(400, f"Parts are numbered from 1 to {MAX_PART_NUMBER}.", "bad_request")
-    room = services.max_upload_bytes - await run_in_threadpool(services.files.parts_size, key)
-    file, digest = await _receive(request, services, room)
+    others = await run_in_threadpool(partial(services.files.parts_size, key, without=number))
+    file, digest = await _receive(request, services, services.max_upload_bytes - others)
     await run_in_threadpool(services.files.add_part, key, number, file)
     return f'"{digest}"'
 
@@ -279,6 +280,9 @@ def _join(services: ApiServices, key: str, numbers: list[int]) -> None:
         return  # the answer to the first call was lost, and the client asks again
     if not numbers:
         raise refusal(400, "An upload without parts has no content.", "bad_request")
+    if services.files.parts_size(key) > services.max_upload_bytes:  # each had room when it began, not all together
+        services.files.delete_parts(key)
+        raise too_large(services.max_upload_bytes)
     scratch = services.scratch_dir / secrets.token_hex(16)
     try:
         services.files.join_parts(key, numbers, scratch)

@@ -3,7 +3,10 @@
 import json
 import os
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
@@ -150,6 +153,41 @@ def test_an_upload_has_a_size_limit(tmp_path: Path, way: str) -> None:
 
     assert answer.status_code == 413
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_part_that_replaces_itself_needs_no_more_room(tmp_path: Path) -> None:
+    """A client whose answer was lost sends a part again, also the last that fits."""
+    with idle_server(tmp_path, max_upload_bytes=1000) as web:
+        url = web.post("/fal/rest/storage/upload/initiate-multipart").json()["upload_url"]
+        codes = [web.put(f"{url}/{n}", content=bytes(size)).status_code for n, size in ((1, 600), (2, 400), (2, 400))]
+        larger = web.put(f"{url}/2", content=bytes(401)).status_code
+
+    assert (codes, larger) == ([200, 200, 200], 413)
+
+
+def test_parts_sent_at_once_have_one_limit(tmp_path: Path) -> None:
+    """Each has room when it begins; what is too large together becomes no file, and its parts go."""
+    services = make_services(tmp_path)
+    with idle_server(tmp_path, max_upload_bytes=1000) as web:
+        initiated = web.post("/fal/rest/storage/upload/initiate-multipart").json()
+        url = initiated["upload_url"]
+        halves_sent = threading.Barrier(2)
+
+        def content() -> Iterator[bytes]:
+            yield bytes(300)
+            halves_sent.wait(10)
+            yield bytes(300)
+
+        with ThreadPoolExecutor() as pool:
+            sent = pool.map(lambda n: web.put(f"{url}/{n}", content=content()).status_code, (1, 2))
+        codes = list(sent)
+        parts = [{"partNumber": n} for n in (1, 2)]
+        completed = web.post(f"{url}/complete", json={"parts": parts}).status_code
+        there = web.get(initiated["file_url"]).status_code
+
+    assert (codes, completed, there) == ([200, 200], 413, 404)
+    assert list(services.files.stored("parts")) == []
+    services.queue.close()
 
 
 def test_parts_put_to_an_address_become_a_file(web: httpx.Client) -> None:

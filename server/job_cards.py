@@ -8,10 +8,11 @@ from server import panels
 from server.files import split_key
 from server.job import Job, JobStatus
 
-NO_JOBS = """
+MAX_LISTED = 100
+NO_JOBS = f"""
 <div class="no-jobs">
   <p class="lead">Nothing here yet</p>
-  <p>Every video you make gets a place here and keeps it, also when you close the page.</p>
+  <p>Every video you make gets a place here, also when you close the page; the newest {MAX_LISTED} are shown.</p>
 </div>
 """
 

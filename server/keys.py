@@ -21,6 +21,11 @@ from pipeline.errors import StudioError
 KEYS_FILE = "api-keys.json"
 OPEN_OWNER = "everyone"
 SECRET_BYTES = 32
+# What this command cannot know are the server's settings.
+NO_KEYS = (
+    "There are no keys: the API is open while the studio is for this machine only and has no login; otherwise it is "
+    "closed until you create one."
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def _run(ring: KeyRing, options: argparse.Namespace, now: datetime) -> str:
             ring.revoke(options.key_id, now)
             return f"The key {options.key_id} is no longer valid."
         case _:
-            return "\n".join(_describe(key) for key in ring.entries()) or "There are no keys: the API is open."
+            return "\n".join(_describe(key) for key in ring.entries()) or NO_KEYS
 
 
 def _describe(key: ApiKey) -> str:

@@ -9,13 +9,12 @@ from server import panels
 from server.database import UnreachableError
 from server.following import GONE, Desk
 from server.job import Job, JobStatus
-from server.job_cards import arrange, find_place, job_list
+from server.job_cards import MAX_LISTED, arrange, find_place, job_list
 from server.page_events import QUIET, Updates, owner_behind
 from server.studio import Studio
 from server.ui import CREATE_TAB, Page
 
 LIST_POLL_S = 2.0
-MAX_LISTED = 100
 STEPS = {"up": -1, "down": 1}
 
 

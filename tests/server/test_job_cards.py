@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.job import Job, JobError, JobProgress, JobRequest, JobResult, JobStatus
-from server.job_cards import arrange, find_place, job_list
+from server.job_cards import MAX_LISTED, arrange, find_place, job_list
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 TOKEN = "a" * 32
@@ -104,4 +104,5 @@ def test_a_request_that_could_not_be_read_has_a_card_too() -> None:
 def test_nothing_made_yet_is_said_and_so_is_what_could_not_be_done() -> None:
     """An empty list would look broken."""
     assert "Nothing here yet" in job_list([])
+    assert f"the newest {MAX_LISTED} are shown" in job_list([])
     assert "It has begun." in job_list([], "It has begun.")

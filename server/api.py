@@ -204,6 +204,7 @@ async def _submit(request: Request, owner: str, services: ApiServices, urls: Url
     start_timeout_s = _start_timeout(request.headers.get("x-fal-request-timeout"))
     webhook = _webhook(request.query_params.get("fal_webhook"), services, urls)
     keep_s = wanted_lifetime(request.headers)
+    idempotency_key = request.headers.get("idempotency-key")
     body = await read_body(request, MAX_INPUT_BYTES)
     inputs = InputFiles(services.files, services.scratch_dir, services.max_upload_bytes)
     priority: Literal["normal", "low"] = "low" if request.headers.get("x-fal-queue-priority") == "low" else "normal"
@@ -214,7 +215,9 @@ async def _submit(request: Request, owner: str, services: ApiServices, urls: Url
             wire = read_input(given)
             asked = replace(inputs.to_request(wire, urls), keep_s=keep_s)
         except InvalidBodyError as error:
-            return services.queue.submit_invalid(error.job_error, owner=owner, webhook_url=webhook)
+            return services.queue.submit_invalid(
+                error.job_error, owner=owner, webhook_url=webhook, idempotency_key=idempotency_key
+            )
         pairs = (wire.reference_video, asked.reference_video), (wire.image, asked.image)
         from_body = {source for url, source in pairs if url[:5].lower() == "data:"}
         try:
@@ -222,7 +225,7 @@ async def _submit(request: Request, owner: str, services: ApiServices, urls: Url
                 asked,
                 owner=owner,
                 priority=priority,
-                idempotency_key=request.headers.get("idempotency-key"),
+                idempotency_key=idempotency_key,
                 webhook_url=webhook,
                 start_timeout_s=start_timeout_s,
             )

@@ -40,11 +40,14 @@ class InputFiles:
             except InvalidBodyError as error:
                 faults += error.faults
         if faults:
+            for name, source in sources.items():
+                if _is_inside(getattr(given, name)):  # stored for nothing
+                    self.files.delete(source.removeprefix(FILE_SCHEME))
             raise InvalidBodyError(tuple(faults))
         return JobRequest(given.fields, sources["reference_video"], sources["image"])
 
     def _to_source(self, name: str, url: str, urls: Urls) -> str:
-        if url[:5].lower() == "data:":
+        if _is_inside(url):
             return FILE_SCHEME + self._store(name, url)
         path = unquote(urlsplit(url).path)
         key = path.partition(FILES_PATH)[2]
@@ -82,6 +85,11 @@ class InputFiles:
         key = self.files.reserve(UPLOADS, None, content_type)
         self.files.take(Path(file.name), key)
         return key
+
+
+def _is_inside(url: str) -> bool:
+    """Say whether a file lies in the body itself."""
+    return url[:5].lower() == "data:"
 
 
 def _fault(name: str, message: str, kind: str) -> InvalidBodyError:

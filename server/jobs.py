@@ -116,13 +116,20 @@ class JobQueue:
         webhook_url: str | None = None,
         request: JobRequest | None = None,
         job_id: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Job:
-        """Record a request that cannot be run as a job that has ended already: its submit does not fail."""
+        """Record a request that cannot be run as a job that has ended already: its submit does not fail.
+
+        The same idempotency key or job id of the same owner gives the job that is there already.
+        """
         verdict = Outcome(self.now(), error=error)
-        entry = _Entry(job_id or str(uuid.uuid4()), owner, request, webhook_url, verdict=verdict)
+        entry = _Entry(job_id or str(uuid.uuid4()), owner, request, webhook_url, idempotency_key, verdict=verdict)
         with self.database.write() as connection:
-            self._insert(connection, entry)
-        return self._require(entry.job_id)
+            db.take_turn(connection)
+            job_id = self._find_known(connection, entry)
+            if job_id is None:
+                self._insert(connection, entry)
+        return self._require(job_id or entry.job_id)
 
     def get(self, job_id: str, *, with_logs: bool = True) -> Job | None:
         """Give a job as it is now."""

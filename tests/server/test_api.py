@@ -227,6 +227,16 @@ def test_the_same_idempotency_key_is_the_same_request(web: httpx.Client, server:
     assert web.get(first["response_url"]).status_code == 200
 
 
+def test_the_same_idempotency_key_is_the_same_fault(web: httpx.Client) -> None:
+    """A faulty request is one request, too, and with it one webhook."""
+    headers = {"Idempotency-Key": "order-6"}
+
+    first, second = (web.post(QUEUE, json={}, headers=headers).json() for _ in range(2))
+
+    assert first["request_id"] == second["request_id"]
+    assert web.get(first["response_url"]).status_code == 422
+
+
 # Synchronous call
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from server import calls
 from server.fetch import FetchRules
+from server.files import UPLOADS
 from tests.server.api_calls import INPUT, QUEUE, faults, result_of
 from tests.server.api_server import MP4, PNG, ApiServer, data_uri, idle_server
 
@@ -29,6 +30,16 @@ from tests.server.api_server import MP4, PNG, ApiServer, data_uri, idle_server
 def test_a_data_uri_is_looked_at(web: httpx.Client, field: str, uri: str, kind: str) -> None:
     """Not the declared type counts but the content; the fault comes with the result."""
     assert faults(result_of(web, **{field: uri})) == [(["body", field], kind)]
+
+
+def test_a_file_beside_a_faulty_one_is_not_kept(web: httpx.Client, server: ApiServer) -> None:
+    """Nobody will ask for it."""
+    before = list(server.services.files.stored(UPLOADS))
+
+    answer = result_of(web, video_url=data_uri(MP4, "video/mp4"), image_url="data:image/png;base64,!!!!")
+
+    assert faults(answer) == [(["body", "image_url"], "file_download_error")]
+    assert list(server.services.files.stored(UPLOADS)) == before
 
 
 def test_a_data_uri_is_measured_before_it_is_decoded(tmp_path: Path) -> None:

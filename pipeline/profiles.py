@@ -7,24 +7,26 @@ import gc
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from diffusers import BitsAndBytesConfig, TorchAoConfig
+from diffusers import BitsAndBytesConfig, ContextParallelConfig, TorchAoConfig
 from diffusers.hooks import HookRegistry, apply_group_offloading
 from torch import nn
 
 from pipeline.errors import InvalidInputError, OutOfMemoryError, StudioError, is_out_of_memory
+from pipeline.estimate import ModelShape, Workload
 from pipeline.generate import GenerationResult, OnProgress, Progress, generate
 from pipeline.hardware import Plan, Profile, spell_needs
 from pipeline.lora_shelf import NO_LORAS, LoraFile, LoraShelf
 from pipeline.loras import put_on, set_strength, take_off
 from pipeline.machine import Machine, spell_bytes
 from pipeline.planner import Measured, Planner
-from pipeline.ranks import is_parallel
-from pipeline.spec import GenerationSpec
+from pipeline.ranks import find_rank, is_parallel
+from pipeline.spec import FRAME_STRIDE, GenerationSpec, limits
 
 log = logging.getLogger(__name__)
 # It warns of layers that were not called, and names them all. Those that no step needs are none to be fetched in time.
@@ -44,6 +46,16 @@ def compute_dtype(profile: Profile, machine: Machine) -> torch.dtype:
     """Give the format a profile computes in: bf16, on a processor float32 unless the profile is about bf16."""
     computes_in_float32 = machine.device == "cpu" and profile.weights != "bf16"
     return torch.float32 if computes_in_float32 or profile.weights == "float32" else torch.bfloat16
+
+
+def find_device(machine: Machine) -> torch.device:
+    """Give the device that this process computes on: of several processes, each has a card of its own.
+
+    diffusers takes a card without a number for the first one, whichever torch was told to use.
+    """
+    if machine.device == "cuda" and is_parallel():
+        return torch.device("cuda", find_rank())
+    return torch.device(machine.device)
 
 
 def quantization(profile: Profile, dtype: torch.dtype) -> Any:
@@ -178,7 +190,8 @@ def generate_as_planned(
     Raises InvalidInputError, naming what would fit, when it cannot fit; OutOfMemoryError, all memory given back, when
     it does not after all; and what `generate` does.
     """
-    _refuse_what_ranks_cannot_share(spec)
+    if is_parallel():
+        _refuse_what_ranks_cannot_share(spec, pipe, planner)
     plan = planner.plan(spec)
     stopwatch = Stopwatch(on_progress)
     on_progress(Progress("reading", note=describe_plan(plan, planner.machine)))
@@ -203,7 +216,7 @@ def make_ready(
 ) -> None:
     """Bring a pipeline into a plan's profile, with the LoRA that a spec names."""
     left_out = apply_lora(pipe, loras.find(spec.lora), spec.lora_strength, plan.profile)
-    apply_profile(pipe, plan.profile, torch.device(machine.device))
+    apply_profile(pipe, plan.profile, find_device(machine))
     if left_out:
         note = f"Of the LoRA “{spec.lora}” {len(left_out)} changes cannot be used, such as {left_out[0]}"
         on_progress(Progress("reading", note=note))
@@ -214,11 +227,37 @@ def make_ready(
         pipe.vae.disable_tiling()
 
 
-def _refuse_what_ranks_cannot_share(spec: GenerationSpec) -> None:
+def _refuse_what_ranks_cannot_share(spec: GenerationSpec, pipe: Any, planner: Planner) -> None:
     # Each process would compare its own share of the tokens, decide otherwise than the others, and wait for ever.
-    if is_parallel() and spec.cache_threshold:
+    if spec.cache_threshold:
         message = "Where several processes make a video together, steps cannot repeat others; set this to 0."
         raise InvalidInputError("cache_threshold", message)
+    require_equal_shares(spec, pipe.transformer._parallel_config.context_parallel_config, planner.shape)
+
+
+def require_equal_shares(spec: GenerationSpec, config: ContextParallelConfig, shape: ModelShape) -> None:
+    """Require tokens that all processes can have equally many of, which rings beside a sharing out by heads need.
+
+    Raises InvalidInputError, naming what would work.
+    """
+    ring_degree, processes = config.ring_degree, config.ring_degree * config.ulysses_degree
+    load = Workload.of(spec)
+    if ring_degree in (1, processes) or shape.tokens(load) % processes == 0:
+        return
+    fewest, most = limits("num_frames")
+    fitting = [
+        frames
+        for frames in range(fewest, most + 1, FRAME_STRIDE)
+        if shape.tokens(replace(load, num_frames=frames)) % processes == 0
+    ]
+    nearest = [frames for frames in fitting if frames < spec.num_frames][-1:]
+    nearest += [frames for frames in fitting if frames > spec.num_frames][:1]
+    frames = f"{' or '.join(map(str, nearest))} frames, or " if nearest else ""
+    message = (
+        f"{processes} processes in rings of {ring_degree} cannot share {spec.num_frames} frames of "
+        f"{spec.render_width} x {spec.render_height} equally; try {frames}a start with --ring-degree 1 or {processes}."
+    )
+    raise InvalidInputError("num_frames", message)
 
 
 def _generate_measured(spec: GenerationSpec, pipe: Any, folder: Path, on_progress: OnProgress) -> GenerationResult:

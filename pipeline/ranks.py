@@ -16,3 +16,8 @@ def is_parallel() -> bool:
 def is_follower() -> bool:
     """Tell whether this process takes part in what another, the one of rank 0, serves."""
     return is_parallel() and int(os.environ.get("RANK", "0")) > 0
+
+
+def find_rank() -> int:
+    """Give the number of this process among those of its machine, which is that of its card."""
+    return int(os.environ.get("LOCAL_RANK", "0"))

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from pipeline import parallel
 from pipeline.attention import use_attention
 from pipeline.checkpoint import FOLDERS, load_components, load_transformer
@@ -13,7 +11,7 @@ from pipeline.machine import Machine
 from pipeline.model_progress import ModelProgress, OnModel, ignore
 from pipeline.models import find_model
 from pipeline.planner import Planner, make_planner
-from pipeline.profiles import apply_profile, compute_dtype, quantization, store_weights
+from pipeline.profiles import apply_profile, compute_dtype, find_device, quantization, store_weights
 from pipeline.ranks import is_parallel
 from pipeline.spec import NATIVE_ATTENTION, ModelFacts
 from pipeline.video_as_prompt import ENCODERS, VideoAsPromptPipeline
@@ -81,5 +79,5 @@ def load_in_profile(
     pipe.fingerprint = fingerprint_files(folder, ENCODERS)
     pipe.set_progress_bar_config(disable=True)
     if placed:
-        apply_profile(pipe, profile, torch.device(machine.device))
+        apply_profile(pipe, profile, find_device(machine))
     return pipe

@@ -3,34 +3,36 @@
 import json
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers import ContextParallelConfig, ParallelConfig
 from diffusers.hooks import HookRegistry, group_offloading
 from PIL import Image
 from torch import Tensor
 
-from pipeline import media, profiles
+from pipeline import VideoAsPromptPipeline, media, profiles
 from pipeline.errors import InvalidInputError, OutOfMemoryError, StudioError, Suggestion
-from pipeline.estimate import read_shape
+from pipeline.estimate import ModelShape, read_shape
 from pipeline.generate import Progress
 from pipeline.hardware import PROFILES, Profile
 from pipeline.history import History
-from pipeline.lora_shelf import LoraShelf
+from pipeline.lora_shelf import NO_LORAS, LoraShelf
 from pipeline.machine import look_at_machine
 from pipeline.models import NANO_FOLDER
 from pipeline.planner import Planner, read_facts
-from pipeline.profiles import Stopwatch, apply_profile, generate_as_planned
+from pipeline.profiles import Stopwatch, apply_profile, generate_as_planned, make_ready, require_equal_shares
 from pipeline.spec import GenerationRequest, GenerationSpec, ModelFacts, settle
 from pipeline.weights import load_in_profile
 from tests.pipeline.conftest import GOLDEN, read_golden
 from tests.pipeline.lora_files import lightx2v_weights, write_lora
-from tests.pipeline.machines import processor
+from tests.pipeline.machines import card, processor
 from tests.pipeline.weights_away import WeightsAway
 
 BY_NAME = {profile.name: profile for profile in PROFILES}
@@ -247,6 +249,82 @@ def test_several_processes_cannot_repeat_steps(run: Callable[..., Any], monkeypa
 
     assert caught.value.field == "cache_threshold"
     assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("processes", "ring_degree", "frames", "sentence"),
+    [
+        (8, 2, 49, None),
+        (16, 1, 49, None),
+        (16, 16, 49, None),
+        (16, 2, 45, None),
+        (
+            16,
+            2,
+            49,
+            "16 processes in rings of 2 cannot share 49 frames of 832 x 480 equally; "
+            "try 45 or 53 frames, or a start with --ring-degree 1 or 16.",
+        ),
+        (
+            14,
+            2,
+            49,
+            "14 processes in rings of 2 cannot share 49 frames of 832 x 480 equally; "
+            "try 25 or 53 frames, or a start with --ring-degree 1 or 14.",
+        ),
+        (
+            86,
+            2,
+            49,
+            "86 processes in rings of 2 cannot share 49 frames of 832 x 480 equally; "
+            "try a start with --ring-degree 1 or 86.",
+        ),
+    ],
+)
+def test_rings_beside_a_sharing_out_by_heads_need_equal_shares(
+    spec: GenerationSpec, processes: int, ring_degree: int, frames: int, sentence: str | None
+) -> None:
+    """Where the tokens do not divide, the person hears what would."""
+    made = replace(spec, num_frames=frames, render_height=480, render_width=832)
+    config = ContextParallelConfig(ring_degree=ring_degree, ulysses_degree=processes // ring_degree)
+
+    with pytest.raises(InvalidInputError) if sentence else nullcontext() as told:
+        require_equal_shares(made, config, ModelShape())
+
+    assert sentence is None or (told.value.field, told.value.message) == ("num_frames", sentence)
+
+
+def test_unequal_shares_are_refused_before_any_work(
+    spec: GenerationSpec, planner: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by an assertion of every process, in the middle of the run."""
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    config = ContextParallelConfig(ring_degree=2, ulysses_degree=4)
+    pipe = SimpleNamespace(transformer=SimpleNamespace(_parallel_config=ParallelConfig(config)))
+    seen: list[Progress] = []
+
+    with pytest.raises(InvalidInputError, match="try 5 or 13 frames"):
+        generate_as_planned(spec, pipe, tmp_path, seen.append, planner)
+
+    assert seen == []
+
+
+@pytest.mark.parametrize(("processes", "device"), [("1", "cuda"), ("4", "cuda:3")])
+def test_each_process_computes_on_its_own_card(
+    planner: Planner, spec: GenerationSpec, monkeypatch: pytest.MonkeyPatch, processes: str, device: str
+) -> None:
+    """When the weights are loaded, and for each run; diffusers takes a card without a number for the first one."""
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    seen: list[torch.device] = []
+    monkeypatch.setattr(VideoAsPromptPipeline, "enable_model_cpu_offload", lambda pipe, *, device: seen.append(device))
+    plan = replace(planner.plan(spec), profile=BY_NAME["model"])
+
+    pipe = load_in_profile(FOLDERS["tiny"], BY_NAME["model"], card(24))
+    pipe.memory_profile = None
+    make_ready(spec, pipe, plan, card(24), NO_LORAS, lambda _: None)
+
+    assert seen == [torch.device(device)] * 2
 
 
 def test_a_finished_run_corrects_the_next_estimate(

@@ -137,7 +137,7 @@ def run(arguments: argparse.Namespace) -> None:
     if is_follower():  # one of several processes of `torchrun`; another one makes the file
         from pipeline.weights import follow_leader
 
-        follow_leader(arguments.model, arguments.profile, arguments.attention, arguments.ring_degree)
+        follow_leader(arguments.model, arguments.attention, arguments.ring_degree)
         return
     output: Path = arguments.output
     _check_output(output, ".mp4")

@@ -12,7 +12,7 @@ from pipeline.model_progress import ModelProgress, OnModel, ignore
 from pipeline.models import find_model
 from pipeline.planner import Planner, make_planner
 from pipeline.profiles import apply_profile, compute_dtype, find_device, quantization, store_weights
-from pipeline.ranks import is_parallel
+from pipeline.ranks import is_follower, is_parallel
 from pipeline.spec import NATIVE_ATTENTION, ModelFacts
 from pipeline.video_as_prompt import ENCODERS, VideoAsPromptPipeline
 
@@ -39,6 +39,8 @@ def load_model(
     source = find_model(name)
     planner = planner or make_planner(name)
     profile = planner.start.profile
+    if is_parallel() and not is_follower():
+        parallel.tell_profile(profile.name)
     folder = source.folder or source.on_hub.fetch(on_progress)
     pipe = load_in_profile(folder, profile, planner.machine, on_progress, placed=placed)
     use_attention(pipe.transformer, attention)
@@ -47,13 +49,15 @@ def load_model(
     return pipe, ModelFacts.of(source.name, pipe.config)
 
 
-def follow_leader(name: str, profile: str, attention: str = NATIVE_ATTENTION, ring_degree: int = 1) -> None:
+def follow_leader(name: str, attention: str = NATIVE_ATTENTION, ring_degree: int = 1) -> None:
     """Load a model in a process that another one leads, and make videos with it until it ends; see `parallel.py`.
 
+    Its profile is the leader's, whom earlier runs may have taught another than this process would take.
     Raises ModelError and InvalidInputError as `load_model` does.
     """
     parallel.join()
-    pipe, _ = load_model(name, planner=make_planner(name, profile), attention=attention, ring_degree=ring_degree)
+    planner = make_planner(name, parallel.await_profile())
+    pipe, _ = load_model(name, planner=planner, attention=attention, ring_degree=ring_degree)
     parallel.follow(pipe)
 
 

@@ -243,7 +243,7 @@ def follow(settings: Settings) -> None:
     from pipeline.weights import follow_leader
 
     with suppress(KeyboardInterrupt):
-        follow_leader(settings.model, settings.profile, settings.attention, settings.ring_degree)
+        follow_leader(settings.model, settings.attention, settings.ring_degree)
 
 
 def _generate(

@@ -3,12 +3,15 @@
 import os
 from typing import TYPE_CHECKING, Any
 
+from pipeline.heap import lock_pages_exactly
+
 if TYPE_CHECKING:
     from pipeline.transformer import VideoAsPromptTransformer3DModel
     from pipeline.video_as_prompt import VideoAsPromptPipeline
 
 # Read by diffusers when it is imported: a sharded checkpoint whose weights change their type loads in half the time.
 os.environ.setdefault("HF_ENABLE_PARALLEL_LOADING", "1")
+lock_pages_exactly(os.environ)
 
 __all__ = ["VideoAsPromptPipeline", "VideoAsPromptTransformer3DModel"]
 

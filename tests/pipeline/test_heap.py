@@ -1,5 +1,6 @@
 """What the process keeps of freed memory, and what it gives back."""
 
+import os
 import platform
 import resource
 import subprocess
@@ -10,7 +11,13 @@ import psutil
 import pytest
 import torch
 
-from pipeline.heap import give_back_freed_memory, keep_freed_memory
+from pipeline.heap import (
+    ALLOCATOR_VARIABLES,
+    LOCKED_LIMIT,
+    give_back_freed_memory,
+    keep_freed_memory,
+    lock_pages_exactly,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,3 +69,28 @@ for prepare in (give_back_freed_memory, keep_freed_memory):
     given_back, kept = (int(line) for line in told.stdout.split())
     assert kept < 10
     assert given_back > 40
+
+
+@pytest.mark.parametrize(
+    ("given", "settled"),
+    [
+        ({}, {"PYTORCH_ALLOC_CONF": "pinned_max_cached_size_mb:1"}),
+        (
+            {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
+            {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True,pinned_max_cached_size_mb:1"},
+        ),
+        ({"PYTORCH_ALLOC_CONF": f"{LOCKED_LIMIT}:64"}, {"PYTORCH_ALLOC_CONF": f"{LOCKED_LIMIT}:64"}),
+    ],
+)
+def test_locked_pages_are_not_rounded_up(given: dict[str, str], settled: dict[str, str]) -> None:
+    """What a person has set stays beside it, or in its place."""
+    lock_pages_exactly(given)
+
+    assert given == settled
+
+
+def test_torch_knows_the_setting_and_finds_it() -> None:
+    """It is there once the package is imported; a value that is no number is refused."""
+    assert any(LOCKED_LIMIT in os.environ.get(name, "") for name in ALLOCATOR_VARIABLES)
+    with pytest.raises(ValueError, match="stoull"):
+        torch._C._accelerator_setAllocatorSettings(f"{LOCKED_LIMIT}:some")

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,26 +18,30 @@ GIB = 2**30
 
 Device = Literal["cuda", "mps", "cpu"]
 
-# Dense bf16 matrix products, TFLOP/s, by what a card's name contains: data sheets, but for the H100 what it reaches in
-# large products. Other devices are timed.
+# Dense bf16 matrix products, TFLOP/s, by a card's name without what `FILLERS` matches: data sheets (of a GeForce twice
+# its float32), but for the H100 what it reaches in large products. All others are timed: a Ti, SUPER or Laptop of the
+# same number is another chip or has less power, an H100 PCIe is slower, and a MIG slice is a part of a card.
 CARD_TFLOPS: Mapping[str, float] = {
     "B200": 2250,
     "H200": 790,
     "H100": 790,
     "A100": 312,
+    "A100 PCIe": 312,
     "L40S": 362,
     "RTX 6000 Ada": 362,
     "RTX 5090": 209,
     "RTX 4090": 165,
     "RTX 4080": 97,
     "RTX 4070": 58,
-    "RTX 4060": 44,
+    "RTX 4060": 30,
     "RTX 3090": 71,
     "RTX 3080": 59,
     "RTX 3060": 25,
     "L4": 121,
     "A10": 125,
 }
+# Words of a name that say nothing of a card's speed: its maker, how it is mounted, its memory.
+FILLERS = re.compile(r"NVIDIA|GeForce|Generation|SXM\d?|HBM\d\w?|\d+GB", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,8 @@ def _existing(folder: Path) -> Path:
 
 
 def _known_tflops(name: str) -> float | None:
-    return next((tflops for part, tflops in CARD_TFLOPS.items() if part in name), None)
+    words = [word.casefold() for word in re.split(r"[\s-]+", name) if not FILLERS.fullmatch(word)]
+    return next((tflops for known, tflops in CARD_TFLOPS.items() if known.casefold().split() == words), None)
 
 
 def measure_tflops(torch: Any, device: Device) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import machine as machine_module
 from pipeline.errors import ModelError
 from pipeline.estimate import ModelShape, Workload
 from pipeline.hardware import PROFILES, Correction, choose_profile, find_profile, fits, list_profiles, predict
@@ -197,6 +198,46 @@ def test_cards_are_seen(tmp_path: Path) -> None:
     assert (machine.device, machine.card_bytes, machine.capability, machine.cards) == ("cuda", 79 * GIB, (9, 0), 8)
     assert machine.tflops == 790
     assert machine.description.startswith("8 x NVIDIA H100 80GB HBM3 with 79 GB")
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA A100-PCIE-40GB", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA A10", 125),
+        ("NVIDIA RTX 6000 Ada Generation", 362),
+        ("NVIDIA GeForce RTX 4060", 30),
+    ],
+)
+def test_the_speed_of_a_usual_card_is_known(tmp_path: Path, name: str, tflops: float) -> None:
+    """Whatever its name says of its maker, its memory and how it is mounted."""
+    assert look_at_machine(tmp_path, fake_torch(name, 79 * GIB)).tflops == tflops
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA RTX A1000",
+        "NVIDIA L40",
+        "NVIDIA A10G",
+        "NVIDIA GeForce RTX 4060 Ti",
+        "NVIDIA GeForce RTX 4070 Ti SUPER",
+        "NVIDIA GeForce RTX 4060 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA H100 PCIe",
+        "NVIDIA GH200 480GB",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+    ],
+)
+def test_a_card_of_a_similar_name_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """It is another chip, one with less power, or a part of one."""
+    monkeypatch.setattr(machine_module, "measure_tflops", lambda torch, device: 7.0)
+
+    assert look_at_machine(tmp_path, fake_torch(name, 79 * GIB)).tflops == 7.0
 
 
 def test_this_machine_is_seen(tmp_path: Path) -> None:

@@ -79,11 +79,14 @@ PROFILES: tuple[Profile, ...] = (
 
 @dataclass(frozen=True)
 class Correction:
-    """What this machine's finished runs taught, as measured over predicted: a step, the rest, the card's memory."""
+    """What this machine's finished runs taught, as measured over predicted: a step, the rest, the memory's peak.
+
+    peak: of what is allocated, which is weights and activations; what CUDA itself takes is never in it.
+    """
 
     step: float = 1.0
     rest: float = 1.0
-    card: float = 1.0
+    peak: float = 1.0
     runs: int = 0
 
 
@@ -96,6 +99,7 @@ class Estimate:
     """What a run takes. seconds: all of it; step_s: one denoising step, guided if any is. Bytes: at the peak.
 
     tiled: frames are decoded in tiles. split: guidance branches run one after the other.
+    allocated_bytes: of the peak where the run computes, what torch itself would count; uncorrected.
     A cache's savings are not counted: how many steps repeat others only the run itself can tell.
     """
 
@@ -104,6 +108,7 @@ class Estimate:
     card_bytes: int
     ram_bytes: int
     disk_bytes: int
+    allocated_bytes: int
     tiled: bool
     split: bool = False
     correction: Correction = NO_CORRECTION
@@ -130,14 +135,18 @@ def predict(
 
     On a processor, to which weights are always near, branches are also split where that costs hardly any work.
     """
+    # That a run took less than predicted says nothing of what it did without: whole frames, when it was in tiles. So
+    # what is learned makes a plan more careful than the arithmetic, never less.
+    careful = replace(correction, peak=max(1.0, correction.peak))
 
-    def memory(tiled: bool, split: bool) -> tuple[float, float]:
-        return _corrected(_memory(machine, profile, shape, load, tiled=tiled, split=split), machine, correction)
+    def exceeds(tiled: bool, split: bool) -> bool:
+        memory = _memory(machine, profile, shape, load, careful, tiled=tiled, split=split)
+        return _exceeds(machine, memory.card, memory.ram)
 
     split = load.guided and machine.device == "cpu" and _split_cost(shape, load) < SPLIT_COST
-    tiled = _exceeds(machine, memory(tiled=False, split=split))
-    split = split or (load.guided and tiled and _exceeds(machine, memory(tiled=True, split=False)))
-    card, ram = memory(tiled, split)
+    tiled = exceeds(tiled=False, split=split)
+    split = split or (load.guided and tiled and exceeds(tiled=True, split=False))
+    memory = _memory(machine, profile, shape, load, correction, tiled=tiled, split=split)
 
     step_s, unguided_step_s = (
         _step_s(profile, shape, _compute_s(machine, shape, each, split=each_split), 1 + each_split) * correction.step
@@ -146,7 +155,8 @@ def predict(
     rest_s = (coding_flop(shape, load) / _speed(machine) + _moving_s(profile, shape)) * correction.rest
     unguided_steps = load.num_inference_steps - load.guided_steps
     seconds = step_s * load.guided_steps + unguided_step_s * unguided_steps + rest_s
-    return Estimate(seconds, step_s, round(card), round(ram), _disk_bytes(shape, load), tiled, split, correction)
+    amounts = (round(memory.card), round(memory.ram), _disk_bytes(shape, load), round(memory.allocated))
+    return Estimate(seconds, step_s, *amounts, tiled, split, correction)
 
 
 def _speed(machine: Machine) -> float:
@@ -194,26 +204,52 @@ def weight_bytes(profile: Profile, shape: ModelShape) -> dict[str, float]:
     }
 
 
+@dataclass(frozen=True)
+class _Memory:
+    """Bytes at the peak. allocated: where the run computes, uncorrected. ram: of the machine."""
+
+    allocated: float
+    card: float
+    ram: float
+
+
 def _memory(
+    machine: Machine,
+    profile: Profile,
+    shape: ModelShape,
+    load: Workload,
+    correction: Correction,
+    *,
+    tiled: bool,
+    split: bool,
+) -> _Memory:
+    phases = _phases(machine, profile, shape, load, tiled=tiled, split=split)
+    allocated = max(weights + activations for weights, activations in phases)
+    peak = max(weights + activations * FRAGMENTATION for weights, activations in phases) * correction.peak
+    if machine.device != "cuda":
+        return _Memory(allocated, 0.0, peak + RAM_OVERHEAD)
+    ram = RAM_OVERHEAD + _ram_for_weights(profile, shape, weight_bytes(profile, shape))
+    return _Memory(allocated, peak + CARD_OVERHEAD, ram)
+
+
+def _phases(
     machine: Machine, profile: Profile, shape: ModelShape, load: Workload, *, tiled: bool, split: bool
-) -> tuple[float, float]:
-    """Give the peak on the card and in RAM."""
+) -> list[tuple[float, float]]:
+    """Give what is there together where the run computes, of weights and of activations, for each part of a run."""
     weights = weight_bytes(profile, shape)
     element_bytes = 4 if machine.device == "cpu" and profile.weights != "bf16" else 2
-    loop = activation_bytes(shape, load, element_bytes, split=split, sharing=machine.sharing) * FRAGMENTATION
-    coding = vae_bytes(shape, load, tiled=tiled) * FRAGMENTATION
+    loop = activation_bytes(shape, load, element_bytes, split=split, sharing=machine.sharing)
+    coding = vae_bytes(shape, load, tiled=tiled)
     match profile.offload:
         case "none":
-            peak = sum(weights.values()) + max(loop, coding)
+            return [(sum(weights.values()), max(loop, coding))]
         case "model":
-            peak = max(weights["transformer"] + loop, weights["vae"] + coding, *weights.values())
+            alone = [(part, 0.0) for part in weights.values()]
+            return [(weights["transformer"], loop), (weights["vae"], coding), *alone]
         case _:
             layer = shape.largest_layer * 2 * STREAMED_LAYERS
             vocabulary = shape.largest_text_layer * 2
-            peak = max(layer + loop, weights["vae"] + coding, vocabulary)
-    if machine.device != "cuda":
-        return 0.0, peak + RAM_OVERHEAD
-    return peak + CARD_OVERHEAD, RAM_OVERHEAD + _ram_for_weights(profile, shape, weights)
+            return [(layer, loop), (weights["vae"], coding), (vocabulary, 0.0)]
 
 
 def _ram_for_weights(profile: Profile, shape: ModelShape, weights: Mapping[str, float]) -> float:
@@ -222,13 +258,13 @@ def _ram_for_weights(profile: Profile, shape: ModelShape, weights: Mapping[str, 
     return loading if profile.offload == "none" else max(loading, sum(weights.values()))
 
 
-def _corrected(memory: tuple[float, float], machine: Machine, correction: Correction) -> tuple[float, float]:
-    card, ram = memory
-    return card * correction.card, ram * (1.0 if machine.device == "cuda" else correction.card)
+def find_excess(machine: Machine, estimate: Estimate) -> float:
+    """Give the correction of an estimate's peak with which the run would fill the card."""
+    peak = (estimate.card_bytes - CARD_OVERHEAD) / estimate.correction.peak
+    return (machine.card_bytes - CARD_OVERHEAD) / peak
 
 
-def _exceeds(machine: Machine, memory: tuple[float, float]) -> bool:
-    card, ram = memory
+def _exceeds(machine: Machine, card: float, ram: float) -> bool:
     return card > machine.card_bytes or ram > machine.ram_bytes * RAM_SHARE
 
 
@@ -241,8 +277,8 @@ def _disk_bytes(shape: ModelShape, load: Workload) -> int:
 
 def fits(machine: Machine, estimate: Estimate) -> bool:
     """Say whether a run fits the machine's memory and disk."""
-    memory = (estimate.card_bytes, estimate.ram_bytes)
-    return not _exceeds(machine, memory) and estimate.disk_bytes <= machine.disk_bytes
+    exceeds = _exceeds(machine, estimate.card_bytes, estimate.ram_bytes)
+    return not exceeds and estimate.disk_bytes <= machine.disk_bytes
 
 
 def list_profiles(machine: Machine, weights: WeightFormat | None = None) -> list[Profile]:

@@ -17,9 +17,10 @@ REMEMBERED = 20  # runs of a kind that count
 
 @dataclass(frozen=True)
 class Lesson:
-    """One run. model, profile, device: the kind of run. step, rest, card: measured over predicted; None: not known.
+    """One run. model, profile, device: the kind of run. step, rest, peak: measured over predicted; None: not known.
 
-    failed: it ran out of memory; `card` is then what it must have exceeded. tflops: what the machine was taken to do by
+    Older lines have a `card` instead of a peak, which compared with what CUDA takes as well, and is not read.
+    failed: it ran out of memory; `peak` is then what it must have exceeded. tflops: what the machine was taken to do by
     the prediction, measured anew at every start, on a busy machine as less; 0: not known, as in older lines.
     """
 
@@ -28,7 +29,7 @@ class Lesson:
     device: str
     step: float | None = None
     rest: float | None = None
-    card: float | None = None
+    peak: float | None = None
     failed: bool = False
     tflops: float = 0.0
 
@@ -68,12 +69,12 @@ class History:
         kind = (model, profile, device)
         lessons = [one for one in self._lessons() if (one.model, one.profile, one.device) == kind][-REMEMBERED:]
         finished = [one for one in lessons if not one.failed]
-        card = _median(one.card for one in finished)
+        peak = _median(one.peak for one in finished)
         if mind_failures:
-            card = max([card, *(one.card for one in lessons if one.failed and one.card)])
+            peak = max([peak, *(one.peak for one in lessons if one.failed and one.peak)])
         step = _median(_rebase(one.step, one.tflops, tflops) for one in finished)
         rest = _median(_rebase(one.rest, one.tflops, tflops) for one in finished)
-        return Correction(step, rest, card, len(finished))
+        return Correction(step, rest, peak, len(finished))
 
     def _lessons(self) -> list[Lesson]:
         """Read the file's end, once for each of its states: the page asks at every move of a slider."""

@@ -10,7 +10,16 @@ from pathlib import Path
 
 from pipeline.errors import InvalidInputError, ModelError, Suggestion
 from pipeline.estimate import ModelShape, Workload, read_shape
-from pipeline.hardware import Corrections, Plan, Profile, choose_profile, find_profile, list_profiles, predict
+from pipeline.hardware import (
+    Corrections,
+    Plan,
+    Profile,
+    choose_profile,
+    find_excess,
+    find_profile,
+    list_profiles,
+    predict,
+)
 from pipeline.history import History, Lesson
 from pipeline.machine import Machine, look_at_machine
 from pipeline.models import find_model, read_index
@@ -23,11 +32,13 @@ FAILED_LEAST, FAILED_MOST = 1.1, 1.5  # how far beyond the prediction a failed r
 
 @dataclass(frozen=True)
 class Measured:
-    """What a finished run took. step_s: of a denoising step, the median; rest_s: of all else. card_bytes: its peak."""
+    """What a finished run took. step_s: of a denoising step, the median; rest_s: of all else. allocated_bytes: the
+    most that torch held on the card at once.
+    """
 
     step_s: float | None
     rest_s: float
-    card_bytes: int | None
+    allocated_bytes: int | None
 
 
 class Planner:
@@ -81,20 +92,18 @@ class Planner:
         """Remember what a run took, for the estimates to come. Of a run that left work out, its memory only."""
         predicted = predict(self.machine, plan.profile, self.shape, Workload.of(spec))
         rest_s = predicted.seconds - predicted.step_s * spec.num_inference_steps
-        alike = predicted.thrift == plan.estimate.thrift
-        card = measured.card_bytes / predicted.card_bytes if measured.card_bytes and predicted.card_bytes else None
-        card = card if alike else None
+        # Alike with alike: what torch counts knows nothing of CUDA's own share and of gaps, which come on top.
+        peak = measured.allocated_bytes / plan.estimate.allocated_bytes if measured.allocated_bytes else None
         if not spec.is_exact:
-            self._remember(plan, card=card)
+            self._remember(plan, peak=peak)
             return
         step = measured.step_s / predicted.step_s if measured.step_s else None
-        self._remember(plan, step=step, rest=measured.rest_s / rest_s, card=card)
+        self._remember(plan, step=step, rest=measured.rest_s / rest_s, peak=peak)
 
     def learn_failure(self, spec: GenerationSpec, plan: Plan) -> Suggestion | None:
         """Remember that a run ran out of memory. Gives what to try: a lighter profile, or a smaller setting."""
-        there, taken = self.machine.card_bytes, plan.estimate.card_bytes / plan.estimate.correction.card
-        beyond = there / taken if there and taken else FAILED_LEAST
-        self._remember(plan, card=min(max(beyond * 1.02, FAILED_LEAST), FAILED_MOST), failed=True)
+        beyond = find_excess(self.machine, plan.estimate) if self.machine.device == "cuda" else FAILED_LEAST
+        self._remember(plan, peak=min(max(beyond * 1.02, FAILED_LEAST), FAILED_MOST), failed=True)
         now = self._plan(spec)
         if now.profile != plan.profile:
             return Suggestion({}, f"Try again, now in the lighter profile “{now.profile.name}”")
@@ -108,11 +117,11 @@ class Planner:
         *,
         step: float | None = None,
         rest: float | None = None,
-        card: float | None = None,
+        peak: float | None = None,
         failed: bool = False,
     ) -> None:
         name, device = self.facts.name, self.machine.kind
-        self._history.add(Lesson(name, plan.profile.name, device, step, rest, card, failed, self.machine.tflops))
+        self._history.add(Lesson(name, plan.profile.name, device, step, rest, peak, failed, self.machine.tflops))
 
     @property
     def _all_profiles(self) -> list[Profile]:

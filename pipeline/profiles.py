@@ -310,5 +310,5 @@ class Stopwatch:
         steps = [after - before for before, after in zip(self._moments, self._moments[1:], strict=False)]
         step_s = median(steps) if steps else None
         rest_s = max(seconds - (step_s or 0.0) * len(self._moments), 0.0)
-        card = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-        return Measured(step_s, rest_s, card)
+        allocated = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+        return Measured(step_s, rest_s, allocated)

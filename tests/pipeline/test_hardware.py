@@ -10,7 +10,16 @@ import pytest
 from pipeline import machine as machine_module
 from pipeline.errors import ModelError
 from pipeline.estimate import ModelShape, Workload
-from pipeline.hardware import PROFILES, Correction, choose_profile, find_profile, fits, list_profiles, predict
+from pipeline.hardware import (
+    CARD_OVERHEAD,
+    PROFILES,
+    Correction,
+    choose_profile,
+    find_profile,
+    fits,
+    list_profiles,
+    predict,
+)
 from pipeline.machine import GIB, Machine, look_at_machine, spell_bytes
 from tests.pipeline.machines import card, processor
 
@@ -164,15 +173,26 @@ def test_frames_are_decoded_in_tiles_only_where_they_have_to_be() -> None:
 
 
 def test_what_runs_taught_corrects_the_estimate() -> None:
-    """Steps, the rest and the card's memory have a factor each."""
-    profile, taught = BY_NAME["resident"], Correction(step=2.0, rest=3.0, card=1.1, runs=4)
+    """Steps, the rest and the peak of the card's memory have a factor each; CUDA's own share has none."""
+    profile, taught = BY_NAME["resident"], Correction(step=2.0, rest=3.0, peak=1.1, runs=4)
 
     plain, corrected = predict(card(80), profile, RELEASED, USUAL), predict(card(80), profile, RELEASED, USUAL, taught)
 
     assert corrected.step_s == pytest.approx(2 * plain.step_s)
     rest = plain.seconds - 50 * plain.step_s
     assert corrected.seconds == pytest.approx(100 * plain.step_s + 3 * rest)
-    assert corrected.card_bytes == pytest.approx(1.1 * plain.card_bytes)
+    assert corrected.card_bytes - CARD_OVERHEAD == pytest.approx(1.1 * (plain.card_bytes - CARD_OVERHEAD))
+
+
+def test_less_memory_than_predicted_makes_no_plan_bolder() -> None:
+    """What runs in tiles took tells nothing of whole frames, which fit this card only by what it was less."""
+    plain, taught = (
+        predict(card(8), BY_NAME["stream"], RELEASED, SMALL, Correction(peak=peak, runs=4)) for peak in (1.0, 0.7)
+    )
+
+    assert plain.tiled
+    assert taught.tiled
+    assert taught.card_bytes < plain.card_bytes
 
 
 def test_a_full_disk_is_a_reason_to_refuse() -> None:

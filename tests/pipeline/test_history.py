@@ -8,7 +8,7 @@ import pytest
 from pipeline.hardware import NO_CORRECTION
 from pipeline.history import REMEMBERED, History, Lesson
 
-LESSON = Lesson("14b", "stream", "Card 24", step=2.0, rest=3.0, card=1.1)
+LESSON = Lesson("14b", "stream", "Card 24", step=2.0, rest=3.0, peak=1.1)
 KIND = ("14b", "stream", "Card 24")
 
 
@@ -30,7 +30,7 @@ def test_the_median_of_runs_counts(history: History) -> None:
 
     taught = history.correction(*KIND)
 
-    assert (taught.step, taught.rest, taught.card, taught.runs) == (2.2, 3.0, 1.1, 3)
+    assert (taught.step, taught.rest, taught.peak, taught.runs) == (2.2, 3.0, 1.1, 3)
 
 
 @pytest.mark.parametrize("change", [{"model": "nano"}, {"profile": "model"}, {"device": "Card 80"}])
@@ -48,7 +48,7 @@ def test_a_speed_measured_in_a_busy_moment_spoils_no_later_estimate(history: His
     quiet, busy = (history.correction(*KIND, tflops) for tflops in (0.1, 0.01))
 
     assert (quiet.step, quiet.rest) == pytest.approx((1.0, 2.0))
-    assert (busy.step, busy.rest, busy.card) == pytest.approx((0.1, 0.2, 1.1))
+    assert (busy.step, busy.rest, busy.peak) == pytest.approx((0.1, 0.2, 1.1))
 
 
 def test_lines_that_tell_no_speed_count_as_they_are(history: History) -> None:
@@ -56,6 +56,17 @@ def test_lines_that_tell_no_speed_count_as_they_are(history: History) -> None:
     history.add(LESSON)
 
     assert history.correction(*KIND, 0.1).step == 2.0
+
+
+def test_what_older_versions_learned_of_memory_is_not_read(history: History, tmp_path: Path) -> None:
+    """They compared other things: a run that took what was predicted had 0.8 there."""
+    history.add(LESSON)
+    file = tmp_path / "data" / "runs.jsonl"
+    file.write_text(file.read_text(encoding="utf-8").replace('"peak": 1.1', '"card": 0.8'), encoding="utf-8")
+
+    taught = history.correction(*KIND)
+
+    assert (taught.step, taught.peak) == (2.0, 1.0)
 
 
 def test_old_runs_are_forgotten(history: History) -> None:
@@ -69,10 +80,10 @@ def test_old_runs_are_forgotten(history: History) -> None:
 def test_a_failed_run_raises_the_memory_alone(history: History) -> None:
     """And it is not minded where that is asked for."""
     history.add(LESSON)
-    history.add(Lesson(*KIND, card=1.3, failed=True))
+    history.add(Lesson(*KIND, peak=1.3, failed=True))
 
-    assert (history.correction(*KIND).card, history.correction(*KIND).step) == (1.3, 2.0)
-    assert history.correction(*KIND, mind_failures=False).card == 1.1
+    assert (history.correction(*KIND).peak, history.correction(*KIND).step) == (1.3, 2.0)
+    assert history.correction(*KIND, mind_failures=False).peak == 1.1
 
 
 def test_damaged_lines_are_skipped(history: History, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a request gets on a machine, and what it is offered when that is too little."""
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from pipeline.errors import InvalidInputError, ModelError
 from pipeline.estimate import ModelShape, read_shape
+from pipeline.hardware import CARD_OVERHEAD
 from pipeline.history import History
 from pipeline.machine import Machine
 from pipeline.models import NANO_FOLDER
@@ -44,7 +46,7 @@ def test_a_run_that_leaves_work_out_teaches_no_times(tmp_path: Path, left_out: d
     plan = planner.plan(spec)
     before = planner.plan(make_spec()).estimate
 
-    planner.learn(spec, plan, Measured(step_s=0.01, rest_s=1.0, card_bytes=plan.estimate.card_bytes))
+    planner.learn(spec, plan, Measured(step_s=0.01, rest_s=1.0, allocated_bytes=plan.estimate.allocated_bytes))
 
     after = planner.plan(make_spec()).estimate
     assert (after.seconds, after.step_s) == (before.seconds, before.step_s)
@@ -124,12 +126,52 @@ def test_finished_runs_correct_the_estimate(tmp_path: Path) -> None:
     plan = planner.plan(spec)
     rest_s = plan.estimate.seconds - plan.estimate.step_s * spec.num_inference_steps
 
-    planner.learn(spec, plan, Measured(2 * plan.estimate.step_s, 3 * rest_s, round(0.9 * plan.estimate.card_bytes)))
+    allocated = round(0.9 * plan.estimate.allocated_bytes)
+    planner.learn(spec, plan, Measured(2 * plan.estimate.step_s, 3 * rest_s, allocated))
 
     learned = planner.plan(spec).estimate
     assert learned.step_s == pytest.approx(2 * plan.estimate.step_s)
     assert learned.seconds == pytest.approx(2 * plan.estimate.step_s * spec.num_inference_steps + 3 * rest_s)
-    assert learned.card_bytes == pytest.approx(0.9 * plan.estimate.card_bytes)
+    assert learned.card_bytes - CARD_OVERHEAD == pytest.approx(0.9 * (plan.estimate.card_bytes - CARD_OVERHEAD))
+
+
+@pytest.mark.parametrize(("gib", "fields"), [(8, {"num_frames": 17}), (24, {}), (80, {"resolution": "720p"})])
+def test_a_run_that_took_what_was_predicted_changes_nothing(tmp_path: Path, gib: int, fields: dict[str, Any]) -> None:
+    """What torch counts holds neither CUDA's own share nor gaps, and is compared with a prediction of the same."""
+    planner, spec = make(card(gib), tmp_path), make_spec(**fields)
+    before = planner.plan(spec)
+
+    planner.learn(spec, before, Measured(before.estimate.step_s, 10.0, before.estimate.allocated_bytes))
+
+    after = planner.plan(spec)
+    assert (after.estimate.correction.peak, after.estimate.correction.runs) == (1.0, 1)
+    assert (after.profile, after.estimate.card_bytes) == (before.profile, before.estimate.card_bytes)
+    assert before.estimate.allocated_bytes < before.estimate.card_bytes - CARD_OVERHEAD
+
+
+def test_a_run_in_smaller_parts_than_planned_at_first_teaches_its_memory(tmp_path: Path) -> None:
+    """After a failure it is made in tiles, and is compared with what was predicted of that."""
+    planner, spec = make(card(80), tmp_path), make_spec(resolution="720p")
+    planner.learn_failure(spec, planner.plan(spec))
+    plan = planner.plan(spec)
+    assert plan.estimate.tiled
+
+    planner.learn(spec, plan, Measured(1.0, 10.0, plan.estimate.allocated_bytes))
+
+    lesson = (tmp_path / "runs.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    assert json.loads(lesson)["peak"] == 1.0
+
+
+def test_a_failed_run_counts_as_one_that_filled_the_card(tmp_path: Path) -> None:
+    """And a little more: weights and activations beside CUDA's own share."""
+    planner, spec = make(card(16), tmp_path, "stream"), make_spec(num_frames=81)
+    plan = planner.plan(spec)
+
+    planner.learn_failure(spec, plan)
+
+    lesson = json.loads((tmp_path / "runs.jsonl").read_text(encoding="utf-8"))
+    peak = plan.estimate.card_bytes - CARD_OVERHEAD
+    assert lesson["peak"] == pytest.approx(max(1.1, 1.02 * (planner.machine.card_bytes - CARD_OVERHEAD) / peak))
 
 
 def test_an_estimate_holds_whatever_speed_was_measured_at_the_start(tmp_path: Path) -> None:
@@ -138,7 +180,7 @@ def test_an_estimate_holds_whatever_speed_was_measured_at_the_start(tmp_path: Pa
     quiet, history = processor(), History(tmp_path / "runs.jsonl")
     busy = Planner(facts, shape, replace(quiet, tflops=quiet.tflops / 10), history)
 
-    busy.learn(spec, busy.plan(spec), Measured(step_s=2.0, rest_s=7.0, card_bytes=None))
+    busy.learn(spec, busy.plan(spec), Measured(step_s=2.0, rest_s=7.0, allocated_bytes=None))
 
     later = Planner(facts, shape, quiet, history).plan(spec).estimate
     assert later.step_s == pytest.approx(2.0)

@@ -193,12 +193,23 @@ def _moving_s(profile: Profile, shape: ModelShape) -> float:
     return 0.0 if profile.offload == "none" else sum(weight_bytes(profile, shape).values()) / UNPINNED_BYTES_PER_S
 
 
+def computing_bytes(profile: Profile) -> int:
+    """Give the bytes of a number in the format a profile computes in: float32 on a processor but for bf16."""
+    return 4 if profile.devices == ("cpu",) and profile.weights != "bf16" else 2
+
+
 def weight_bytes(profile: Profile, shape: ModelShape) -> dict[str, float]:
-    """Give the memory of each part's weights. Image encoder and VAE are always float32."""
-    text = 4 if profile.weights == "float32" else 2
+    """Give the memory of each part's weights. Image encoder and VAE are always float32.
+
+    Where the transformer's blocks are stored in 8 or 4 bits, its embedders and the text encoder keep the format it
+    computes in.
+    """
+    computing = computing_bytes(profile)
+    kept = 2 * shape.embedder_weights
+    blocks = (shape.transformer_weights - kept) * BYTES_PER_WEIGHT[profile.weights]
     return {
-        "transformer": shape.transformer_weights * BYTES_PER_WEIGHT[profile.weights],
-        "text_encoder": shape.encoders["text_encoder"] * text,
+        "transformer": blocks + kept * computing,
+        "text_encoder": shape.encoders["text_encoder"] * computing,
         "image_encoder": shape.encoders["image_encoder"] * 4,
         "vae": shape.encoders["vae"] * 4,
     }
@@ -206,7 +217,7 @@ def weight_bytes(profile: Profile, shape: ModelShape) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Memory:
-    """Bytes at the peak. allocated: where the run computes, uncorrected. ram: of the machine."""
+    """Bytes at the peak. allocated: where the run computes, uncorrected. ram: of all processes on this machine."""
 
     allocated: float
     card: float
@@ -226,10 +237,8 @@ def _memory(
     phases = _phases(machine, profile, shape, load, tiled=tiled, split=split)
     allocated = max(weights + activations for weights, activations in phases)
     peak = max(weights + activations * FRAGMENTATION for weights, activations in phases) * correction.peak
-    if machine.device != "cuda":
-        return _Memory(allocated, 0.0, peak + RAM_OVERHEAD)
-    ram = RAM_OVERHEAD + _ram_for_weights(profile, shape, weight_bytes(profile, shape))
-    return _Memory(allocated, peak + CARD_OVERHEAD, ram)
+    card = peak + CARD_OVERHEAD if machine.device == "cuda" else 0.0
+    return _Memory(allocated, card, _ram(machine, profile, shape, peak))
 
 
 def _phases(
@@ -237,8 +246,7 @@ def _phases(
 ) -> list[tuple[float, float]]:
     """Give what is there together where the run computes, of weights and of activations, for each part of a run."""
     weights = weight_bytes(profile, shape)
-    element_bytes = 4 if machine.device == "cpu" and profile.weights != "bf16" else 2
-    loop = activation_bytes(shape, load, element_bytes, split=split, sharing=machine.sharing)
+    loop = activation_bytes(shape, load, computing_bytes(profile), split=split, sharing=machine.sharing)
     coding = vae_bytes(shape, load, tiled=tiled)
     match profile.offload:
         case "none":
@@ -252,10 +260,25 @@ def _phases(
             return [(layer, loop), (weights["vae"], coding), (vocabulary, 0.0)]
 
 
-def _ram_for_weights(profile: Profile, shape: ModelShape, weights: Mapping[str, float]) -> float:
-    """Give the RAM that weights take: those that wait there, and the transformer while it is loaded, before a cast."""
-    loading = shape.transformer_weights * 2.0 if profile.weights == "fp8" else max(weights.values())
-    return loading if profile.offload == "none" else max(loading, sum(weights.values()))
+def _ram(machine: Machine, profile: Profile, shape: ModelShape, peak: float) -> float:
+    """Give the RAM of all processes on this machine. peak: where the run computes, for each of them.
+
+    Weights that are used as they are stored lie in the pages of their file, which processes share, and which the system
+    takes back when it needs room (docs/models.md): the transformer in bf16, as the 14B's is. All else counts as copied.
+    """
+    weights = weight_bytes(profile, shape)
+    mapped = weights["transformer"] if profile.weights == "bf16" else 0.0
+    if machine.device == "cuda":
+        # What waits for its turn on the card was copied there and back, or to locked pages: no file holds it. Locked
+        # pages are as many as the weights have bytes, since `heap.lock_pages_exactly`.
+        copied, mapped = sum(weights.values()) - (mapped if profile.offload == "none" else 0.0), 0.0
+    else:
+        copied = peak - mapped
+    if profile.weights == "fp8" and computing_bytes(profile) == 4:
+        # A processor has the transformer in float32 first, and then brings layer after layer to 8 bits. For a card that
+        # is done from the file's pages, and other formats are made tensor by tensor as they are read.
+        copied = max(copied, shape.transformer_weights * 4.0)
+    return mapped + machine.sharing_here * (copied + RAM_OVERHEAD)
 
 
 def find_excess(machine: Machine, estimate: Estimate) -> float:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import psutil
 
-from pipeline.ranks import count_processes
+from pipeline.ranks import count_processes, count_processes_here
 
 GIB = 2**30
 
@@ -50,7 +50,8 @@ class Machine:
 
     card_bytes: memory of one card, 0 without one. capability: CUDA's, such as (9, 0). tflops: dense products in the
     format the device computes in (bf16, float32 on a CPU). packages: those installed of the ones profiles need.
-    sharing: processes that make each video together, each on a card of its own.
+    sharing: processes that make each video together, each on a card of its own. sharing_here: those of them on this
+    machine, which share its RAM.
     """
 
     device: Device
@@ -63,6 +64,7 @@ class Machine:
     tflops: float
     packages: frozenset[str] = frozenset()
     sharing: int = 1
+    sharing_here: int = 1
 
     @property
     def kind(self) -> str:
@@ -85,16 +87,17 @@ def look_at_machine(folder: Path, torch: Any = None) -> Machine:
         import torch
     ram, disk = look_at_ram(), psutil.disk_usage(str(_existing(folder))).free
     packages = frozenset(name for name in ("torchao", "bitsandbytes") if find_spec(name))
+    processes = (count_processes(), count_processes_here())
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         capability, cards = (properties.major, properties.minor), torch.cuda.device_count()
         tflops = _known_tflops(properties.name) or measure_tflops(torch, "cuda")
         memory, name = properties.total_memory, properties.name
-        return Machine("cuda", name, memory, capability, cards, ram, disk, tflops, packages, count_processes())
+        return Machine("cuda", name, memory, capability, cards, ram, disk, tflops, packages, *processes)
     device: Device = "mps" if torch.backends.mps.is_available() else "cpu"
     name = f"{os.cpu_count()} processor cores" if device == "cpu" else f"Apple {platform.processor()}"
     tflops = measure_tflops(torch, device)
-    return Machine(device, name, 0, (0, 0), 0, ram, disk, tflops, packages, count_processes())
+    return Machine(device, name, 0, (0, 0), 0, ram, disk, tflops, packages, *processes)
 
 
 def look_at_ram() -> int:

@@ -35,7 +35,8 @@ USUAL_MACHINES: Sequence[tuple[str, int, int, int, str]] = (
 def usual_machine(name: str, cards: int, card_gb: int, ram_gb: int, kind: str) -> Machine:
     """Give a machine as it would be seen, with all optional packages."""
     memory, packages = round(card_gb * GIB * CARDS_USABLE), frozenset({"torchao", "bitsandbytes"})
-    return Machine("cuda", name, memory, (8, 0), cards, ram_gb * GIB, 500 * GIB, CARD_TFLOPS[kind], packages, cards)
+    ram, disk, tflops = ram_gb * GIB, 500 * GIB, CARD_TFLOPS[kind]
+    return Machine("cuda", name, memory, (8, 0), cards, ram, disk, tflops, packages, cards, cards)
 
 
 def table(machines: Sequence[Machine]) -> Iterator[str]:

@@ -8,6 +8,11 @@ def count_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def count_processes_here() -> int:
+    """Give how many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count_processes()))
+
+
 def is_parallel() -> bool:
     """Tell whether this process is one of several that do."""
     return count_processes() > 1

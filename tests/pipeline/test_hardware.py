@@ -9,18 +9,21 @@ import pytest
 
 from pipeline import machine as machine_module
 from pipeline.errors import ModelError
-from pipeline.estimate import ModelShape, Workload
+from pipeline.estimate import BYTES_PER_WEIGHT, ModelShape, Workload
 from pipeline.hardware import (
     CARD_OVERHEAD,
     PROFILES,
+    RAM_OVERHEAD,
     Correction,
     choose_profile,
     find_profile,
     fits,
     list_profiles,
     predict,
+    weight_bytes,
 )
 from pipeline.machine import GIB, Machine, look_at_machine, spell_bytes
+from pipeline.profiles import compute_dtype
 from tests.pipeline.machines import card, processor
 
 RELEASED = ModelShape()
@@ -195,6 +198,59 @@ def test_less_memory_than_predicted_makes_no_plan_bolder() -> None:
     assert taught.card_bytes < plain.card_bytes
 
 
+@pytest.mark.parametrize("name", BY_NAME)
+def test_weights_are_counted_in_the_format_they_are_loaded_in(name: str) -> None:
+    """On a processor the text encoder is float32 too; embedders are never brought to 8 or 4 bits."""
+    profile = BY_NAME[name]
+    machine = processor() if profile.devices == ("cpu",) else card(24)
+    computing = compute_dtype(profile, machine).itemsize
+
+    weights = weight_bytes(profile, RELEASED)
+
+    assert weights["text_encoder"] == RELEASED.encoders["text_encoder"] * computing
+    quantized = RELEASED.transformer_weights - 480_519_680
+    assert weights["transformer"] == quantized * BYTES_PER_WEIGHT[profile.weights] + 480_519_680 * computing
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("fp8-cpu", 85e9, 86e9), ("int8-cpu", 58e9, 60e9)])
+def test_a_processor_has_room_for_the_weights_before_they_are_small(name: str, least: float, most: float) -> None:
+    """In float32 first, where layers are brought to 8 bits afterwards; integers are made tensor by tensor."""
+    assert least < predict(processor(ram_gib=256), BY_NAME[name], RELEASED, SMALL).ram_bytes < most
+
+
+@pytest.mark.parametrize(
+    ("name", "ram"),
+    [("resident", 14.4e9), ("model", 55.7e9), ("stream", 55.7e9), ("fp8", 35.6e9), ("fp8-stream", 35.6e9)],
+)
+def test_beside_a_card_weights_wait_in_copies(name: str, ram: float) -> None:
+    """Those of the file's own format are read from its pages where they go to the card for good, or change format."""
+    told = predict(card(80), BY_NAME[name], RELEASED, USUAL).ram_bytes
+
+    assert told == pytest.approx(ram + RAM_OVERHEAD, rel=0.02)
+
+
+def test_each_process_of_a_machine_has_its_copies() -> None:
+    """Eight on one machine take eight times the RAM, on two machines half of that each."""
+    eight, four, one = (
+        predict(replace(card(80), sharing=8, sharing_here=here), BY_NAME["resident"], RELEASED, USUAL).ram_bytes
+        for here in (8, 4, 1)
+    )
+
+    assert (eight, four) == (pytest.approx(8 * one), pytest.approx(4 * one))
+
+
+def test_processes_on_a_processor_share_the_pages_of_a_file() -> None:
+    """Of weights that are used as they are stored; what each of them casts or computes is its own."""
+    machine = processor(ram_gib=512)
+    together = replace(machine, sharing=2, sharing_here=2)
+    mapped = weight_bytes(BY_NAME["bf16"], RELEASED)["transformer"]
+
+    shared = predict(replace(machine, sharing=2), BY_NAME["bf16"], RELEASED, USUAL).ram_bytes
+    both = predict(together, BY_NAME["bf16"], RELEASED, USUAL).ram_bytes
+
+    assert both == pytest.approx(2 * shared - mapped)
+
+
 def test_a_full_disk_is_a_reason_to_refuse() -> None:
     """Memory alone does not make a video."""
     machine = replace(card(80), disk_bytes=10**6)
@@ -258,6 +314,19 @@ def test_a_card_of_a_similar_name_is_timed(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(machine_module, "measure_tflops", lambda torch, device: 7.0)
 
     assert look_at_machine(tmp_path, fake_torch(name, 79 * GIB)).tflops == 7.0
+
+
+@pytest.mark.parametrize(("variables", "here"), [({}, 8), ({"LOCAL_WORLD_SIZE": "4"}, 4)])
+def test_processes_of_other_machines_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], here: int
+) -> None:
+    """By what torchrun says; without, all are on this machine."""
+    for name, value in ({"WORLD_SIZE": "8"} | variables).items():
+        monkeypatch.setenv(name, value)
+
+    seen = look_at_machine(tmp_path, fake_torch("NVIDIA L4", 24 * GIB))
+
+    assert (seen.sharing, seen.sharing_here) == (8, here)
 
 
 def test_this_machine_is_seen(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from server.calls import (
     wanted_lifetime,
 )
 from server.database import UnreachableError
-from server.fetch import FILE_SCHEME, ForbiddenAddressError, check_url
+from server.fetch import ForbiddenAddressError, check_url
 from server.files import UnknownFileError
 from server.inputs import InputFiles
 from server.job import Job, JobStatus
@@ -218,8 +218,6 @@ async def _submit(request: Request, owner: str, services: ApiServices, urls: Url
             return services.queue.submit_invalid(
                 error.job_error, owner=owner, webhook_url=webhook, idempotency_key=idempotency_key
             )
-        pairs = (wire.reference_video, asked.reference_video), (wire.image, asked.image)
-        from_body = {source for url, source in pairs if url[:5].lower() == "data:"}
         try:
             job = services.queue.submit(
                 asked,
@@ -230,15 +228,11 @@ async def _submit(request: Request, owner: str, services: ApiServices, urls: Url
                 start_timeout_s=start_timeout_s,
             )
         except QueueFullError:  # after any other error the job may be there, and need them
-            discard(from_body)
+            inputs.discard(wire, asked.sources)
             raise
         if job.request is not None:  # the job of an earlier call has files of its own
-            discard(from_body - {job.request.reference_video, job.request.image})
+            inputs.discard(wire, asked.sources, kept=job.request.sources.values())
         return job
-
-    def discard(sources: set[str]) -> None:
-        for source in sources:
-            services.files.delete(source.removeprefix(FILE_SCHEME))
 
     try:
         return await run_in_threadpool(decide)

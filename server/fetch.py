@@ -21,12 +21,12 @@ import httpx
 
 from pipeline.errors import MediaError
 from server.files import INPUTS, FileStore, UnknownFileError
+from server.job import FILE_SCHEME
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], list[str]]  # host, port -> addresses as text
 Connect = Callable[[str, int, float], httpcore.NetworkStream]  # address, port, timeout in seconds
 
-FILE_SCHEME = "file:"
 PORTS = (80, 443)
 MAX_REDIRECTS = 5
 STEP_TIMEOUT_S = 15.0  # to connect, and between two pieces of an answer

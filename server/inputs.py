@@ -3,14 +3,14 @@
 import base64
 import binascii
 import tempfile
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipeline.file_kind import HEAD_BYTES, Medium, file_kind
-from server.fetch import FILE_SCHEME
 from server.files import PRIVATE, UPLOADS, FileStore, UnknownFileError, split_key
-from server.job import Fault, JobRequest
+from server.job import FILE_SCHEME, Fault, JobRequest
 from server.schema import InvalidBodyError, Urls, WireInput
 
 FILES_PATH = "/fal/cdn/files/"
@@ -40,11 +40,15 @@ class InputFiles:
             except InvalidBodyError as error:
                 faults += error.faults
         if faults:
-            for name, source in sources.items():
-                if _is_inside(getattr(given, name)):  # stored for nothing
-                    self.files.delete(source.removeprefix(FILE_SCHEME))
+            self.discard(given, sources)
             raise InvalidBodyError(tuple(faults))
         return JobRequest(given.fields, sources["reference_video"], sources["image"])
+
+    def discard(self, given: WireInput, sources: Mapping[str, str], kept: Collection[str] = ()) -> None:
+        """Remove the files that came inside a body, of the sources made of it by field, but those that are kept."""
+        for name, source in sources.items():
+            if _is_inside(getattr(given, name)) and source not in kept:
+                self.files.delete(source.removeprefix(FILE_SCHEME))
 
     def _to_source(self, name: str, url: str, urls: Urls) -> str:
         if _is_inside(url):

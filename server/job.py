@@ -13,6 +13,8 @@ from pipeline.errors import Suggestion
 
 Value = TypeVar("Value")
 
+FILE_SCHEME = "file:"  # of a source that is in the file store: its key follows
+
 Priority = Literal["normal", "low"]
 
 ErrorKind = Literal[
@@ -70,6 +72,17 @@ class JobRequest:
     reference_video: str
     image: str
     keep_s: float | None = None
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Give the two sources by field."""
+        return {"reference_video": self.reference_video, "image": self.image}
+
+    @property
+    def keys(self) -> set[str]:
+        """Give the keys of the sources that are in the file store."""
+        found = (source for source in self.sources.values() if source.startswith(FILE_SCHEME))
+        return {source.removeprefix(FILE_SCHEME) for source in found}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ CancelAnswer = Literal["requested", "already_finished", "not_found"]
 
 CHANGES_POLL_S = 0.15
 REPORTS_PER_LOOK = 50
-SOURCE_PREFIX = "file:"
 MAX_REPORTS = 10
 DEFAULT_LIMITS = Limits()
 
@@ -271,9 +270,7 @@ class JobQueue:
         unfinished = unfinished.where(flow.c.status.in_(db.UNFINISHED), db.jobs.c.request.is_not(None))
         with self.database.read() as connection:
             texts = connection.execute(unfinished).scalars().all()
-        requests = [decode(JobRequest, json.loads(text)) for text in texts]
-        sources = {source for request in requests for source in (request.reference_video, request.image)}
-        return {source.removeprefix(SOURCE_PREFIX) for source in sources}
+        return {key for text in texts for key in decode(JobRequest, json.loads(text)).keys}
 
     def _find_known(self, connection: sa.Connection, entry: _Entry) -> str | None:
         same = db.jobs.c.job_id == entry.job_id

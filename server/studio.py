@@ -11,10 +11,9 @@ from pipeline.check import check_inputs
 from pipeline.lora_shelf import NO_LORAS, LoraShelf
 from pipeline.model_progress import ModelProgress
 from pipeline.spec import GenerationRequest, ModelFacts
-from server.fetch import FILE_SCHEME
 from server.files import UPLOADS, FileStore, UnknownFileError
 from server.form import SOURCES
-from server.job import Job, JobRequest
+from server.job import FILE_SCHEME, Job, JobRequest
 from server.jobs import JobQueue
 from server.keys import KeyRing
 from server.signing import Signer

@@ -1,4 +1,4 @@
-"""What the form's request would take, beside its button: told anew whenever a field that costs something changes."""
+"""What the form's request would take, beside its button: told anew when that, or what is known of it, changes."""
 
 from collections.abc import Sequence
 from random import Random
@@ -30,8 +30,9 @@ class EstimateLine:
         """Keep the line true."""
         page = self.page
         fields = [page.form.fields[name] for name in COSTLY]
-        for field in fields:
-            field.change(
+        # a video on show may be a run that has just taught something
+        for changed in (*fields, page.result.video):
+            changed.change(
                 self.tell,
                 inputs=fields,
                 outputs=page.form.estimate,

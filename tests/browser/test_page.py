@@ -43,6 +43,14 @@ def ends_with(name: str) -> re.Pattern[str]:
     return re.compile(re.escape(name) + "$")
 
 
+def count_runs(page: Page) -> int:
+    """Give of how many runs the page has learnt what one takes."""
+    told = page.locator("#estimate")
+    expect(told).to_contain_text(re.compile(r"\(predicted|from \d+ run"))
+    learnt = re.search(r"from (\d+) run", told.inner_text())
+    return int(learnt[1]) if learnt else 0
+
+
 def test_a_person_makes_plays_and_downloads_a_video(
     page: Page, clip: Path, photo: Path, tmp_path: Path, data_dir: Path, foreign_requests: list[str]
 ) -> None:
@@ -50,6 +58,7 @@ def test_a_person_makes_plays_and_downloads_a_video(
     fill_all(page, clip, photo)
     page.locator("#field-aspect_ratio label", has_text="Wide").click()
     fill(page, "seed", "1234")
+    runs_before = count_runs(page)
 
     page.click("#generate")
 
@@ -57,6 +66,7 @@ def test_a_person_makes_plays_and_downloads_a_video(
     expect(page.locator("#stop")).to_be_enabled()
     page.locator("#video video").wait_for(timeout=GENERATION_TIMEOUT_MS)
     expect(page.locator("#stop")).to_be_disabled()
+    expect(page.locator("#estimate")).to_contain_text(f"from {runs_before + 1} run")
     page.wait_for_function("document.querySelector('#video video').readyState >= 3")
     page.evaluate("document.querySelector('#video video').play()")
     page.wait_for_function("document.querySelector('#video video').currentTime > 0.2")

@@ -4,7 +4,8 @@ What is quick depends on the processor, and is measured once. Many have no units
 bfloat16 matrices take twice as long to multiply as two in float32, so operands in bfloat16 are brought to float32 piece
 by piece, multiplied, and the product is rounded back: the same sums of the same numbers, with a scratch of a few MB. In
 float32, oneDNN is twice as quick on some (AMD's) as MKL, which torch's linear layers and attention go by. Where
-bfloat16 is quick, torch's attention in it can still be slow: it multiplies piece by small piece. All this is without
+bfloat16 is quick, torch's attention in it can still be slow: it multiplies piece by small piece, and with units for
+matrices, half as quickly where there are not so many keys as those units hold, or a multiple. All this is without
 gradients; with them, only attention in bfloat16 is ours, where its weights are few enough to be kept. The rest goes to
 torch's layers and to diffusers' choice of attention.
 """
@@ -29,8 +30,10 @@ KEYS = 256  # whose values are summed up at once: sums of more are rounded worse
 MANY_KEYS = 512  # from which on attention with logits in float32 and values in bfloat16 can be the quicker one
 MIN_ROWS = 64  # whose logits are computed at once, however many keys there are
 TRIALS, TRIAL_SIZE, TRIAL_HEAD = 7, 512, 128
+FEW_KEYS = 126  # of a trial: those of the default negative prompt
 FEW_ROWS = 3  # up to these, MKL's product depends on where its operands lie in memory, as seen on an AMD EPYC
-GAIN = 1.2  # of oneDNN's speed over MKL's, from which on it is worth the detour
+GAIN = 1.2  # of the speed of oneDNN over MKL, and of full units over others, from which on it is worth the detour
+UNIT = 16  # rows, and pairs of numbers, that a unit for matrices holds (Intel's AMX: tiles of 16 rows of 64 bytes)
 
 
 class Linear(nn.Linear):
@@ -83,6 +86,8 @@ def attend(
         return _attend_at_once(query, key, value, bias)
     attend_head = _choose_attention(value) if is_native else None
     if attend_head is None:
+        if is_native and _wants_full_units(value):
+            key, value, bias = _fill_units(key, value, bias)
         mask = None if bias is None else bias.type_as(query)
         return dispatch_attention_fn(
             query, key, value, attn_mask=mask, backend=backend, parallel_config=parallel_config
@@ -118,6 +123,21 @@ def _choose_attention(states: Tensor) -> HeadAttention | None:
     if not is_quick_in_bfloat16():
         return _attend_in_float32
     return _attend_in_both if keys >= MANY_KEYS and is_attention_quick_in_both() else None
+
+
+def _wants_full_units(states: Tensor) -> bool:
+    keys, head_dim = states.shape[1], states.shape[-1]
+    is_odd = keys % UNIT != 0 and head_dim % UNIT == 0  # of heads that fill no unit, there is nothing to gain
+    is_quick = _is_ours(states) and states.dtype == torch.bfloat16 and is_quick_in_bfloat16()
+    return is_odd and is_quick and is_attention_quick_in_full_units()
+
+
+def _fill_units(key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Add keys and values that a bias hides, as `attend` takes them, up to a multiple of `UNIT`."""
+    missing = -key.shape[1] % UNIT
+    bias = key.new_zeros(1, 1, 1, key.shape[1]) if bias is None else bias
+    key, value = (F.pad(states, (0, 0, 0, 0, 0, missing)) for states in (key, value))
+    return key, value, F.pad(bias, (0, missing), value=-torch.inf)
 
 
 def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, attended: Tensor) -> None:
@@ -197,6 +217,19 @@ def is_attention_quick_in_both() -> bool:
         return attended
 
     return _measure_gain(lambda: F.scaled_dot_product_attention(*states), attend_in_both) > 1
+
+
+@cache
+def is_attention_quick_in_full_units() -> bool:
+    """Whether torch's attention in bfloat16 is much quicker here with hidden keys that fill units. Measured once."""
+    query, keys = (torch.ones(1, rows, 1, TRIAL_HEAD, dtype=torch.bfloat16) for rows in (TRIAL_SIZE, FEW_KEYS))
+
+    def attend_to(key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        asking, asked, given = (part.transpose(1, 2) for part in (query, key, value))
+        return F.scaled_dot_product_attention(asking, asked, given, attn_mask=bias)
+
+    filled = _fill_units(keys, keys, None)
+    return _measure_gain(lambda: attend_to(keys, keys, None), lambda: attend_to(*filled)) > GAIN
 
 
 def _measure_gain(usual: Callable[[], Tensor], other: Callable[[], Tensor]) -> float:

@@ -1,6 +1,7 @@
 """Products are the exact ones, rounded once, by whichever way is quick; all else goes to the layers and backends."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from pipeline.matrix_products import (
     Linear,
     attend,
     is_attention_quick_in_both,
+    is_attention_quick_in_full_units,
     is_onednn_quick,
     is_quick_in_bfloat16,
     multiply_quickly,
@@ -120,6 +122,34 @@ def test_attention_with_values_in_bfloat16(monkeypatch: pytest.MonkeyPatch, has_
     theirs = attend(query, 4 * key, value[:, :70], bias)
     assert not torch.equal(theirs, attended)
     assert (theirs.double() - exact).norm() < ROUNDING * exact.norm()
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_attention_in_full_units(monkeypatch: pytest.MonkeyPatch, has_bias: bool) -> None:
+    """Torch gets a multiple of 16 keys, of which those that are added count nothing, whatever they would be like."""
+    for name, is_so in (("is_quick_in_bfloat16", True), ("is_onednn_quick", False)):
+        monkeypatch.setattr(matrix_products, name, lambda is_so=is_so: is_so)
+    monkeypatch.setattr(matrix_products, "is_attention_quick_in_both", lambda: False)
+    monkeypatch.setattr(matrix_products, "is_attention_quick_in_full_units", lambda: True)
+    dispatch, counts = matrix_products.dispatch_attention_fn, []
+
+    def count_keys(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        counts.append(key.shape[1])
+        return dispatch(query, key, value, **options)
+
+    monkeypatch.setattr(matrix_products, "dispatch_attention_fn", count_keys)
+    # logits so low that hidden keys, at nought, would outweigh all others
+    query, key, value = 40 + draw(ROWS, 100, HEADS, DIM), draw(ROWS, 70, HEADS, DIM) - 40, draw(ROWS, 70, HEADS, DIM)
+    bias = torch.tensor([[0.0] * 69 + [6.0], [-torch.inf] + [1.0] * 69])[:, None, None] if has_bias else None
+
+    attended = attend(query, key, value, bias)
+    attend(query, key[:, :64], value[:, :64])
+    attend(query[..., :40], key[..., :40], value[..., :40])
+
+    queries, keys, values = (states.double().transpose(1, 2) for states in (query, key, value))
+    logits = queries @ keys.mT / DIM**0.5 + (0 if bias is None else bias.double())
+    assert_near(attended, (logits.softmax(-1) @ values).transpose(1, 2))
+    assert counts == [80, 64, 70]
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
@@ -247,22 +277,25 @@ def test_decisions_follow_the_measured_gain(monkeypatch: pytest.MonkeyPatch, gai
 
     assert is_quick_in_bfloat16.__wrapped__() == (gain > 1)
     assert is_attention_quick_in_both.__wrapped__() == (gain > 1 and torch.backends.mkldnn.is_available())
+    assert is_attention_quick_in_full_units.__wrapped__() == (gain > 1.2)
     assert is_onednn_quick.__wrapped__() == (gain > 1.2 and torch.backends.mkldnn.is_available())
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
 def test_a_trial_of_attention_compares_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch's, and that with values in bfloat16."""
+    """Torch's and that with values in bfloat16; torch's and that in full units."""
     results: list[Tensor] = []
 
     def run_both(usual: Callable[[], Tensor], other: Callable[[], Tensor]) -> float:
-        results.extend((usual()[0, 0], other()))
+        results.extend((usual().squeeze(), other().squeeze()))
         return 2.0
 
     monkeypatch.setattr(matrix_products, "_measure_gain", run_both)
 
     assert is_attention_quick_in_both.__wrapped__()
-    assert torch.equal(*results)
+    assert is_attention_quick_in_full_units.__wrapped__()
+    assert torch.equal(*results[:2])
+    assert torch.equal(*results[2:])
 
 
 def test_a_trial_takes_time() -> None:

@@ -9,6 +9,7 @@ from playwright.sync_api import Page, expect
 from pipeline.presets import load_presets
 
 GENERATION_TIMEOUT_MS = 300_000
+SETTLING_MS = 1000  # what has just unfolded on a page that is new may be given its first value once more until then
 
 
 def fill(page: Page, field: str, text: str) -> None:
@@ -17,6 +18,16 @@ def fill(page: Page, field: str, text: str) -> None:
 
 def read(page: Page, field: str) -> str:
     return page.locator(f"#field-{field} :is(textarea, input[type=text], input[type=number])").first.input_value()
+
+
+def fill_folded(page: Page, field: str, text: str) -> None:
+    """Fill in a field of the settings that are folded at first, and fold them again."""
+    page.get_by_role("button", name="More settings").click()
+    fill(page, field, text)
+    page.wait_for_timeout(SETTLING_MS)
+    if read(page, field) != text:
+        fill(page, field, text)
+    page.get_by_role("button", name="More settings").click()
 
 
 def upload(page: Page, field: str, path: Path) -> None:

@@ -14,6 +14,7 @@ from tests.browser.actions import (
     choose_example,
     fill,
     fill_all,
+    fill_folded,
     make_it_short,
     problem,
     read,
@@ -148,11 +149,8 @@ def test_a_value_that_cannot_be_is_told_at_its_field(page: Page, field: str, giv
     preset = load_presets()[0]
     page.get_by_role("button", name=preset.title).click()
     expect(page.locator("#field-prompt textarea")).to_have_value(preset.request.prompt)
-    if field in ("num_inference_steps", "reference_start_s"):
-        page.get_by_role("button", name="More settings").click()
-    fill(page, field, given)
-    if field in ("num_inference_steps", "reference_start_s"):
-        page.get_by_role("button", name="More settings").click()
+    is_folded = field in ("num_inference_steps", "reference_start_s")
+    (fill_folded if is_folded else fill)(page, field, given)
 
     page.click("#generate")
 

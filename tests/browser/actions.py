@@ -9,7 +9,10 @@ from playwright.sync_api import Page, expect
 from pipeline.presets import load_presets
 
 GENERATION_TIMEOUT_MS = 300_000
-SETTLING_MS = 1000  # what has just unfolded on a page that is new may be given its first value once more until then
+MORE_SETTINGS = "More settings"
+AFTER_FRAMES = """async () => {
+    for (let frame = 0; frame < 4; frame++) await new Promise(requestAnimationFrame)
+}"""
 
 
 def fill(page: Page, field: str, text: str) -> None:
@@ -20,14 +23,22 @@ def read(page: Page, field: str) -> str:
     return page.locator(f"#field-{field} :is(textarea, input[type=text], input[type=number])").first.input_value()
 
 
+def unfold_settings(page: Page) -> None:
+    """Unfold the settings that are folded at first, and wait until they take what is typed.
+
+    Gradio gives a field that it has just put on the page its first value once more, one or two frames later. No person
+    is so quick, but a test is.
+    """
+    page.get_by_role("button", name=MORE_SETTINGS).click()
+    page.locator("#field-num_inference_steps input").first.wait_for()
+    page.evaluate(AFTER_FRAMES)
+
+
 def fill_folded(page: Page, field: str, text: str) -> None:
     """Fill in a field of the settings that are folded at first, and fold them again."""
-    page.get_by_role("button", name="More settings").click()
+    unfold_settings(page)
     fill(page, field, text)
-    page.wait_for_timeout(SETTLING_MS)
-    if read(page, field) != text:
-        fill(page, field, text)
-    page.get_by_role("button", name="More settings").click()
+    page.get_by_role("button", name=MORE_SETTINGS).click()
 
 
 def upload(page: Page, field: str, path: Path) -> None:
@@ -39,14 +50,9 @@ def make_it_short(page: Page, steps: int = 4) -> None:
     """Ask for as little work as still shows everything; without guidance a step is half as much."""
     fill(page, "num_frames", "17")
     if not page.locator("#field-num_inference_steps").is_visible():
-        page.get_by_role("button", name="More settings").click()
-    # what has just unfolded on a page that is new may be given its first value once more
-    for field, text in (
-        ("num_inference_steps", str(steps)),
-        ("guidance_scale", "1"),
-        ("num_inference_steps", str(steps)),
-    ):
-        fill(page, field, text)
+        unfold_settings(page)
+    fill(page, "num_inference_steps", str(steps))
+    fill(page, "guidance_scale", "1")
     assert read(page, "num_inference_steps") == str(steps)
 
 

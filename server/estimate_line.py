@@ -26,12 +26,12 @@ class EstimateLine:
         self.page, self.studio = page, studio
         self.timer = gr.Timer(MACHINE_POLL_S)
 
-    def connect(self) -> None:
-        """Keep the line true."""
+    def connect(self, settled: gr.Textbox) -> None:
+        """Keep the line true. settled: changes when a job comes to its end, be it finished, failed or stopped."""
         page = self.page
         fields = [page.form.fields[name] for name in COSTLY]
-        # a video on show may be a run that has just taught something
-        for changed in (*fields, page.result.video):
+        # a run that has come to its end may have taught something, one that ran out of memory too
+        for changed in (*fields, settled):
             changed.change(
                 self.tell,
                 inputs=fields,

@@ -39,7 +39,7 @@ def connect(page: Page, studio: Studio) -> None:
         MyJobs(page, studio, desk).connect()
         CodeTab(page, studio).connect()
         FormKeeper(page, studio).connect()
-        EstimateLine(page, studio).connect()
+        EstimateLine(page, studio).connect(desk.settled)
         offer_endpoint(page, studio)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from pipeline.errors import Suggestion
@@ -133,6 +134,22 @@ def test_the_models_card_names_the_profile_and_why(planner: Planner) -> None:
 
     assert "Profile “stream”: Each layer is fetched" in told
     assert "“model” would take 45 GB on the card" in told
+
+
+def test_every_end_of_a_run_has_the_line_told_anew(line: EstimateLine) -> None:
+    """A failed one, too, may have taught something; no edit of the form is needed for it to show."""
+
+    async def connect_within_a_loop() -> gr.Textbox:
+        with line.page.blocks:
+            settled = gr.Textbox(visible=False)
+            line.connect(settled)
+            return settled
+
+    settled = asyncio.run(connect_within_a_loop())
+    events = line.page.blocks.fns.values()
+    told = [event.outputs for event in events if (settled._id, "change") in event.targets]
+
+    assert told == [[line.page.form.estimate]]
 
 
 def fail(queue: JobQueue, error: JobError) -> Job:

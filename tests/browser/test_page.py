@@ -20,6 +20,7 @@ from tests.browser.actions import (
     read,
     serious_findings,
     sticks_out,
+    unfold_settings,
     upload,
     wait_for_steps,
 )
@@ -255,7 +256,7 @@ def test_a_phone_shows_one_column_without_scrolling_sideways(page: Page, app_url
     """At 390 pixels nothing is cut off or sticks out, whether folded or open."""
     page.set_viewport_size({"width": 390, "height": 844})
     open_studio(page, app_url)
-    page.get_by_role("button", name="More settings").click()
+    unfold_settings(page)
     page.click("#generate")
     problem(page, "prompt")
 

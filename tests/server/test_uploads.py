@@ -171,11 +171,12 @@ def test_parts_sent_at_once_have_one_limit(tmp_path: Path) -> None:
     with idle_server(tmp_path, max_upload_bytes=1000) as web:
         initiated = web.post("/fal/rest/storage/upload/initiate-multipart").json()
         url = initiated["upload_url"]
-        halves_sent = threading.Barrier(2)
+        both_began = threading.Barrier(2)
 
         def content() -> Iterator[bytes]:
             yield bytes(300)
-            halves_sent.wait(10)
+            wait_until(lambda: len(list((tmp_path / "scratch").glob("*"))) == 2)  # the server has let both begin
+            both_began.wait(20)
             yield bytes(300)
 
         with ThreadPoolExecutor() as pool:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from pipeline.errors import StudioError
+from pipeline.importing import importing
 from pipeline.presets import PRESETS_FOLDER, Preset, load_presets
 from pipeline.ranks import is_follower
 from server.background import leave
@@ -100,12 +101,13 @@ def open_page(
     gauge: "Gauge",
 ) -> "Blocks":
     """Open the page at once, with the API beside it."""
-    from server.api import ahead_of_page
-    from server.assembly import MAX_UPLOAD_BYTES, make_api, make_studio
-    from server.events import connect
-    from server.form import starting_values
-    from server.theme import StudioTheme
-    from server.ui import build_page
+    with importing("gradio"):
+        from server.api import ahead_of_page
+        from server.assembly import MAX_UPLOAD_BYTES, make_api, make_studio
+        from server.events import connect
+        from server.form import starting_values
+        from server.theme import StudioTheme
+        from server.ui import build_page
 
     api = make_api(settings, queue)
     studio = make_studio(settings, api, model, gauge)

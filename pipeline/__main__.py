@@ -18,6 +18,7 @@ from tqdm import tqdm
 from pipeline import spec
 from pipeline.check import check_inputs
 from pipeline.errors import StudioError
+from pipeline.importing import importing
 from pipeline.lora_shelf import ENDING, NO_LORAS, LoraShelf
 from pipeline.model_progress import ModelProgress
 from pipeline.models import run_models
@@ -135,7 +136,8 @@ def _show_on(bar: Any) -> "OnProgress":
 def run(arguments: argparse.Namespace) -> None:
     """Make the video that the options describe. Raises StudioError, pydantic's ValidationError."""
     if is_follower():  # one of several processes of `torchrun`; another one makes the file
-        from pipeline.weights import follow_leader
+        with importing("diffusers"):
+            from pipeline.weights import follow_leader
 
         follow_leader(arguments.model, arguments.attention, arguments.ring_degree)
         return
@@ -144,7 +146,8 @@ def run(arguments: argparse.Namespace) -> None:
     request, loras = _read_request(arguments)
     planner = make_planner(arguments.model, arguments.profile)
     # Imported late: torch and diffusers take seconds, and neither `--help` nor a wrong input should wait for them.
-    from pipeline.profiles import generate_as_planned
+    with importing("diffusers"):
+        from pipeline.profiles import generate_as_planned
 
     pipe, facts = _load(arguments, planner)
     made = spec.settle(request, facts, random.Random())
@@ -168,7 +171,8 @@ def run_calibration(arguments: argparse.Namespace) -> None:
     changes = {name: value for name, value in asked.items() if value is not None}
     approximate = spec.GenerationRequest(**request.model_dump() | changes)
     planner = make_planner(arguments.model, arguments.profile)
-    from pipeline.calibrate import calibrate, make_exact
+    with importing("diffusers"):
+        from pipeline.calibrate import calibrate, make_exact
 
     pipe, facts = _load(arguments, planner)
     exact = make_exact(spec.settle(request, facts, random.Random()))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InvalidInputError, ModelError, StudioError
+from pipeline.importing import importing
 from pipeline.lora_shelf import NO_LORAS, LoraShelf
 from pipeline.model_progress import OnModel
 from pipeline.ranks import is_follower
@@ -216,9 +217,10 @@ def make_load(settings: Settings, gauge: Gauge) -> Callable[[str, OnModel], Mode
     """Give what loads a model as its planner says, which the gauge then shows."""
 
     def load(name: str, on_progress: OnModel) -> Model:
-        from pipeline.encoding_cache import EncodingCache
-        from pipeline.planner import make_planner
-        from pipeline.weights import load_model
+        with importing("diffusers"):
+            from pipeline.encoding_cache import EncodingCache
+            from pipeline.planner import make_planner
+            from pipeline.weights import load_model
 
         machine = _look_at_lent_machine(settings) if is_zero_gpu() else None
         planner = make_planner(name, settings.profile, settings.data_dir, machine)
@@ -240,7 +242,8 @@ def make_load(settings: Settings, gauge: Gauge) -> Callable[[str, OnModel], Mode
 
 def follow(settings: Settings) -> None:
     """Take part in the videos of the process that serves, or takes the jobs, until it ends."""
-    from pipeline.weights import follow_leader
+    with importing("diffusers"):
+        from pipeline.weights import follow_leader
 
     with suppress(KeyboardInterrupt):
         follow_leader(settings.model, settings.attention, settings.ring_degree)

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
-import torch.distributed as dist
+from pipeline.importing import importing
 
-from pipeline import VideoAsPromptPipeline, parallel
-from pipeline.errors import is_out_of_memory
-from pipeline.hardware import PROFILES
-from pipeline.planner import make_planner
-from pipeline.profiles import apply_profile
-from pipeline.ranks import is_follower
-from pipeline.weights import follow_leader, load_model
-from tests.pipeline.conftest import GOLDEN, read_golden
+with importing("diffusers"):
+    import torch
+    import torch.distributed as dist
+
+    from pipeline import VideoAsPromptPipeline, parallel
+    from pipeline.errors import is_out_of_memory
+    from pipeline.hardware import PROFILES
+    from pipeline.planner import make_planner
+    from pipeline.profiles import apply_profile
+    from pipeline.ranks import is_follower
+    from pipeline.weights import follow_leader, load_model
+    from tests.pipeline.conftest import GOLDEN, read_golden
 
 TINY = GOLDEN / "tiny_vap"
 FETCHING = replace(next(one for one in PROFILES if one.name == "sequential"), weights="float32")

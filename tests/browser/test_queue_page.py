@@ -98,10 +98,10 @@ def test_a_reload_in_the_middle_loses_nothing(page: Page, app_url: str) -> None:
 def test_two_tabs_of_one_browser_follow_their_own_jobs(page: Page, context: BrowserContext, app_url: str) -> None:
     """Each shows its own, the second in line behind the first; both keep it over a reload, and both list both."""
     choose_example(page, "The first tab grows.", steps=8)
-    generate(page)
     other = context.new_page()
     open_studio(other, app_url)
     choose_example(other, "The second tab grows.")
+    generate(page)
     generate(other)
     expect(other.locator("#status")).to_contain_text("Waiting in line")
 

@@ -32,8 +32,8 @@ LONG = 100  # steps
 
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """One person's browser, whose tabs share what is kept. Clips stand still: playing costs what the run needs."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    """One person's browser, whose tabs share what is kept."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
     yield context
     context.close()
 

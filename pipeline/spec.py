@@ -52,7 +52,9 @@ class GenerationRequest(BaseModel):
     reference_video: Path = Field(description="The clip whose effect, motion, style or camera move is wanted.")
     image: Path = Field(description="The start image the effect is applied to.")
     negative_prompt: str | None = Field(
-        None, max_length=MAX_TEXT_LENGTH, description="What to stay away from; none: the model's own default text."
+        None,
+        max_length=MAX_TEXT_LENGTH,
+        description="What to stay away from, with guidance above 1; none: the model's own default text.",
     )
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Same seed, same video; none: drawn.")
     num_frames: int = Field(49, ge=5, le=121, description="Frames of the result, 4k + 1.")
@@ -60,7 +62,10 @@ class GenerationRequest(BaseModel):
     aspect_ratio: AspectRatio = Field("9:16", description="Upright or wide.")
     resolution: Resolution = Field("480p", description="The short side of the result.")
     guidance_scale: float | None = Field(
-        None, ge=1, le=20, description="How strongly the texts pull, 1: not at all; none: the model's own."
+        None,
+        ge=1,
+        le=20,
+        description="How strongly the texts push, 1: no push, in half the time; none: the model's own.",
     )
     num_inference_steps: int | None = Field(None, ge=1, le=100, description="Denoising steps; none: the model's own.")
     reference_start_s: float | None = Field(None, ge=0, description="Where in the clip to begin, seconds.")

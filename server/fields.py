@@ -84,7 +84,10 @@ class FieldBuilder:
             with self._field("guidance_scale") as add:
                 add(
                     self._slider(
-                        "guidance_scale", "Guidance", step=0.5, info="How strongly the sentences pull. 1: not at all."
+                        "guidance_scale",
+                        "Guidance",
+                        step=0.5,
+                        info="How strongly the sentences push the video. 1: no push, in half the time.",
                     )
                 )
             with self._field("fps") as add:
@@ -103,7 +106,7 @@ class FieldBuilder:
                     "",  # with a default, programs may leave it out
                     label="Negative prompt",
                     lines=2,
-                    placeholder="What to stay away from. Empty: the model's own text.",
+                    placeholder="What to stay away from, with guidance above 1. Empty: the model's own text.",
                 )
             )
 

@@ -65,7 +65,7 @@ class GenerationRequest(BaseModel):
         None,
         ge=1,
         le=20,
-        description="How strongly the texts push, 1: no push, in half the time; none: the model's own.",
+        description="How strongly the texts push, 1: no push, in about half the time; none: the model's own.",
     )
     num_inference_steps: int | None = Field(None, ge=1, le=100, description="Denoising steps; none: the model's own.")
     reference_start_s: float | None = Field(None, ge=0, description="Where in the clip to begin, seconds.")

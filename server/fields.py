@@ -87,7 +87,7 @@ class FieldBuilder:
                         "guidance_scale",
                         "Guidance",
                         step=0.5,
-                        info="How strongly the sentences push the video. 1: no push, in half the time.",
+                        info="How strongly the sentences push the video. 1: no push, in about half the time.",
                     )
                 )
             with self._field("fps") as add:

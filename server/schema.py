@@ -145,7 +145,8 @@ def input_schema() -> dict[str, Any]:
     properties = {to_wire(name): dict(schema["properties"][name]) for name in FIELDS}
     for name, value in WIRE_DEFAULTS.items():
         number, _ = properties[name].pop("anyOf")  # or null
-        properties[name] |= {**number, "default": value, "description": "How strongly the texts push; 1: no push."}
+        description = "How strongly the texts push, 1: no push, in about half the time."
+        properties[name] |= {**number, "default": value, "description": description}
     for name in SOURCES:
         properties[to_wire(name)] = {"type": "string", "description": _SOURCE_TEXT[name]}
     return {

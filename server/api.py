@@ -1,6 +1,7 @@
 """Routes of the fal API: body -> job, job -> body. `api_routes` gives all; docs/fal-api.md says how to use them."""
 
 import asyncio
+import hashlib
 import json
 import math
 import time
@@ -40,7 +41,7 @@ from server.fetch import ForbiddenAddressError, check_url
 from server.files import UnknownFileError
 from server.inputs import InputFiles
 from server.job import Job, JobStatus
-from server.jobs import QueueFullError
+from server.jobs import OtherRequestError, QueueFullError
 from server.proxy import MOUNTS, PROXY_PATH, HostDoor, Proxy
 from server.reference import API_DESCRIPTION, render_reference
 from server.schema import APP, InvalidBodyError, Urls, input_schema, outcome, read_input, status, submitted
@@ -213,7 +214,8 @@ async def _submit(request: Request, owner: str, services: ApiServices, urls: Url
         given = parse_json(body)
         try:
             wire = read_input(given)
-            asked = replace(inputs.to_request(wire, urls), keep_s=keep_s)
+            digest = hashlib.sha256(body).hexdigest() if idempotency_key else None
+            asked = replace(inputs.to_request(wire, urls), keep_s=keep_s, digest=digest)
         except InvalidBodyError as error:
             return services.queue.submit_invalid(
                 error.job_error, owner=owner, webhook_url=webhook, idempotency_key=idempotency_key
@@ -227,7 +229,7 @@ async def _submit(request: Request, owner: str, services: ApiServices, urls: Url
                 webhook_url=webhook,
                 start_timeout_s=start_timeout_s,
             )
-        except QueueFullError:  # after any other error the job may be there, and need them
+        except (QueueFullError, OtherRequestError):  # after any other error the job may be there, and need them
             inputs.discard(wire, asked.sources)
             raise
         if job.request is not None:  # the job of an earlier call has files of its own
@@ -239,6 +241,8 @@ async def _submit(request: Request, owner: str, services: ApiServices, urls: Url
     except QueueFullError as error:
         # Both clients try again for half a minute and more: there may be room by then.
         raise refusal(429, error.message) from error
+    except OtherRequestError as error:
+        raise refusal(422, error.message, "bad_request") from error
 
 
 async def _status_events(services: ApiServices, job: Job, urls: Urls, *, wants_logs: bool) -> AsyncIterator[str]:

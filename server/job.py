@@ -65,13 +65,15 @@ class JobRequest:
 
     fields: those of a GenerationRequest by our names, without `reference_video` and `image`. These two are sources:
     "file:" and a key of the file store, or an http(s) URL; they are resolved inside the job. keep_s: how long after its
-    end the sender wants it kept at most; None: as long as everything else.
+    end the sender wants it kept at most; None: as long as everything else. digest: of what was sent, where it may be
+    sent again under the same idempotency key.
     """
 
     fields: Mapping[str, Any]
     reference_video: str
     image: str
     keep_s: float | None = None
+    digest: str | None = None
 
     @property
     def sources(self) -> Mapping[str, str]:

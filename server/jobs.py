@@ -40,6 +40,10 @@ class QueueFullError(StudioError):
     """As much waits already as may wait."""
 
 
+class OtherRequestError(StudioError):
+    """An idempotency key came again, with another request."""
+
+
 class JobStateError(StudioError):
     """What was asked for cannot be done to this job, or there is no such job."""
 
@@ -95,8 +99,9 @@ class JobQueue:
         """Put a request in the queue, to survive whatever happens from here on.
 
         The same idempotency key or job id of the same owner gives the job that is there already.
-        Raises QueueFullError when the owner, or everybody together, has enough in the queue; UnreachableError, as any
-        method here, while the database is out of reach.
+        Raises QueueFullError when the owner, or everybody together, has enough in the queue; OtherRequestError when the
+        key was used for a request of another digest; UnreachableError, as any method here, while the database is out of
+        reach.
         """
         entry = _Entry(job_id or str(uuid.uuid4()), owner, request, webhook_url, idempotency_key, start_timeout_s)
         with self.database.write() as connection:
@@ -105,7 +110,13 @@ class JobQueue:
             if job_id is None:
                 self._check_limits(connection, owner)
                 self._enqueue(connection, entry, priority)
-        return self._require(job_id or entry.job_id)
+        job = self._require(job_id or entry.job_id)
+        known = job.request.digest if job.request else None
+        if idempotency_key is not None and known and request.digest and known != request.digest:
+            raise OtherRequestError(
+                f"The idempotency key {idempotency_key!r} was used for another request already; give each its own."
+            )
+        return job
 
     def submit_invalid(
         self,

@@ -227,6 +227,20 @@ def test_the_same_idempotency_key_is_the_same_request(web: httpx.Client, server:
     assert web.get(first["response_url"]).status_code == 200
 
 
+def test_an_idempotency_key_belongs_to_one_request(web: httpx.Client, server: ApiServer) -> None:
+    """Another body under a used key is told so, instead of the other video; its files are not kept."""
+    headers = {"Idempotency-Key": "order-7"}
+    first = web.post(QUEUE, json=INPUT, headers=headers).json()
+    before = len(list(server.services.files.stored(UPLOADS)))
+
+    other = web.post(QUEUE, json=INPUT | {"prompt": "A horse flies."}, headers=headers)
+
+    assert (other.status_code, other.headers["x-fal-error-type"]) == (422, "bad_request")
+    assert "'order-7' was used for another request" in other.json()["detail"]
+    assert len(list(server.services.files.stored(UPLOADS))) == before
+    assert wait_for(web, first)["status"] == "COMPLETED"
+
+
 def test_the_same_idempotency_key_is_the_same_fault(web: httpx.Client) -> None:
     """A faulty request is one request, too, and with it one webhook."""
     headers = {"Idempotency-Key": "order-6"}

@@ -16,7 +16,7 @@ from server.database import NEWS, UnreachableError, told_plainly
 from server.files import RESULTS
 from server.heartbeat import requeue
 from server.job import Fault, Job, JobError, JobProgress, JobStatus, Limits, News, decode, encode
-from server.jobs import JobQueue, JobStateError, QueueFullError
+from server.jobs import JobQueue, JobStateError, OtherRequestError, QueueFullError
 from tests.server.fake_generation import make_files, make_request
 from tests.server.postgres import run_postgres
 
@@ -175,6 +175,19 @@ def test_the_same_idempotency_key_gives_the_same_job(queue: JobQueue) -> None:
 
     assert again == first
     assert other.job_id != first.job_id
+
+
+def test_an_idempotency_key_is_not_for_another_request(queue: JobQueue) -> None:
+    """Two digests are two requests, and the first one stays as it was."""
+    first, other = (dataclasses.replace(make_request(), digest=digest) for digest in ("1a", "2b"))
+    job = queue.submit(first, owner="ann", idempotency_key="once")
+
+    with pytest.raises(OtherRequestError, match="'once' was used for another request"):
+        queue.submit(other, owner="ann", idempotency_key="once")
+
+    assert queue.all_jobs() == [job]
+    assert queue.submit(first, owner="ann", idempotency_key="once") == job
+    assert queue.submit(other, owner="ann", idempotency_key="next") != job
 
 
 def test_an_id_can_be_chosen(queue: JobQueue) -> None:

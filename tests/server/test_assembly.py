@@ -160,7 +160,7 @@ def test_the_page_tells_of_a_lora_that_is_not_there(tmp_path: Path, queue: JobQu
 @pytest.mark.parametrize(
     ("changes", "guidance_scale"),
     [
-        ({}, 3.0),
+        ({}, 1.0),
         ({"model": "14b"}, 5.0),
         ({"model": "no/such/model"}, 5.0),
         ({"worker": False}, 5.0),

@@ -47,7 +47,7 @@ def test_sliders_have_the_limits_and_defaults_of_a_request(page: Page, field: st
     slider: Any = page.form.fields[field]
 
     assert (slider.minimum, slider.maximum) == limits(field)
-    assert slider.value == (3.0 if field == "guidance_scale" else default(field))
+    assert slider.value == (1.0 if field == "guidance_scale" else default(field))
 
 
 def test_one_endpoint_is_public(page: Page) -> None:

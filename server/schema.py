@@ -45,8 +45,8 @@ FIELDS = (
     "lora_strength",
 )
 
-# What fal documents where a request may leave it to the model; programs may count on it, whichever model is here.
-WIRE_DEFAULTS: Mapping[str, float] = {"guidance_scale": ModelFacts.guidance_scale}
+# What fal documents where a request may leave it to the model: the released one's own. Another model takes its own.
+DOCUMENTED_DEFAULTS: Mapping[str, float] = {"guidance_scale": ModelFacts.guidance_scale}
 
 _URL_STARTS = ("http://", "https://", "data:")
 _STAND_IN = "stand-in"  # what validation sees for a source: it is settled apart from the other fields
@@ -143,9 +143,12 @@ def input_schema() -> dict[str, Any]:
     """Describe the input as a JSON schema, with the limits and defaults of the request."""
     schema = GenerationRequest.model_json_schema()
     properties = {to_wire(name): dict(schema["properties"][name]) for name in FIELDS}
-    for name, value in WIRE_DEFAULTS.items():
+    for name, value in DOCUMENTED_DEFAULTS.items():
         number, _ = properties[name].pop("anyOf")  # or null
-        description = "How strongly the texts push, 1: no push, in about half the time."
+        description = (
+            "How strongly the texts push, 1: no push, in about half the time. Left out: the model's own, which is "
+            f"{value:g} for the released one and stands in model_index.json for others."
+        )
         properties[name] |= {**number, "default": value, "description": description}
     for name in SOURCES:
         properties[to_wire(name)] = {"type": "string", "description": _SOURCE_TEXT[name]}
@@ -244,8 +247,7 @@ _KINDS: Mapping[str, tuple[int, str | None]] = {
 
 def _by_our_names(body: Mapping[str, Any]) -> dict[str, Any]:
     """Pick the fields we know. A null counts as left out, for required fields too: they are then missing."""
-    given = {name: value for name in FIELDS if (value := body.get(to_wire(name))) is not None}
-    return {**WIRE_DEFAULTS, **given}
+    return {name: value for name in FIELDS if (value := body.get(to_wire(name))) is not None}
 
 
 def _source_fault(name: str, value: Any) -> Fault | None:

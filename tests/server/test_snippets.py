@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.spec import GenerationRequest
-from server.schema import WIRE_DEFAULTS, read_input
+from server.schema import read_input
 from server.snippets import curl_snippet, javascript_snippet, python_snippet, wire_input
 
 BASE = "https://studio.example"
@@ -38,7 +38,7 @@ def test_a_program_for_an_empty_form_is_an_example() -> None:
     """What is not filled in yet is shown, and would be a valid call."""
     body = wire_input({"prompt": ""})
 
-    assert read_input(body).fields.keys() == {"prompt", "video_description", *WIRE_DEFAULTS}
+    assert read_input(body).fields.keys() == {"prompt", "video_description"}
     assert set(body) == {"prompt", "video_url", "image_url", "video_description"}
 
 

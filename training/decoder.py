@@ -40,7 +40,7 @@ from training.scenes import draw_scene, render
 from training.sittings import Optimizers, Worker, save_checkpoint, sitting, write_log
 
 FRAMES = 17
-STEPS = 4  # of the denoiser, fewer than it is used with: for more clips in the time
+STEPS = 4  # of the denoiser, when nano was used with six: fewer, for more clips in the time
 PACE = 0.1  # of the learning rate with which the autoencoder was trained: five times as much did harm
 CLIPS = 3  # of a step
 MADE_SHARE = 0.6  # of the loss, that in what the denoiser made; the rest is that in true latents

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from pipeline.errors import Suggestion
-from pipeline.spec import GenerationRequest, limits
+from pipeline.spec import GenerationRequest, ModelFacts, limits, settle
 from server.job import Fault, Job, JobError, JobResult, JobStatus, LogLine
 from server.schema import (
     InvalidBodyError,
@@ -79,6 +81,18 @@ def test_what_is_left_out_is_left_to_the_request() -> None:
     read = read_input(BODY | nothing | {"strength": 3, "reference_video": "x"})
 
     assert read.fields.keys() == {"prompt", "video_description"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "guidance_scale"), [(ModelFacts("14b"), 5.0), (ModelFacts("small", guidance_scale=1.0), 1.0)]
+)
+def test_guidance_left_out_is_the_models_own(facts: ModelFacts, guidance_scale: float) -> None:
+    """5 with the released model, as fal documents."""
+    read = read_input(BODY)
+
+    request = GenerationRequest(**read.fields, reference_video=Path("clip.mp4"), image=Path("picture.png"))
+
+    assert settle(request, facts, Random(0)).guidance_scale == guidance_scale
 
 
 def test_our_own_settings_may_be_sent_too() -> None:
